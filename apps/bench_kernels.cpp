@@ -1,0 +1,91 @@
+// csml bench --op: the timing cases of the kernel table (tests/op_cases.h) against the roofline of this machine.
+#include <algorithm>
+#include <set>
+
+#include "apps/bench.h"
+#include "apps/config.h"
+#include "engine/log.h"
+#include "engine/ops.h"
+#include "tests/op_cases.h"
+
+namespace csml {
+namespace {
+
+struct Roofline {
+  double bytes_per_second = 0, flops_per_second = 0;
+  /// The least time that the machine allows, seconds.
+  double seconds(double bytes, double flops) const {
+    return std::max(bytes / bytes_per_second, flops / flops_per_second);
+  }
+};
+
+Roofline measure_roofline(Device& device, const BenchOptions& options) {
+  const NoGrad no_grad;
+  constexpr int64_t kElements = int64_t{64} << 20;  // 256 MiB: far beyond the caches
+  constexpr int64_t kSide = 2048;
+  Roofline roofline;
+  {
+    const Tensor from = Tensor::full(device, {kElements}, 1.f), to = like(from);
+    const Timing timing = measure(options, [&] { copy(from, to); });
+    roofline.bytes_per_second = 2.0 * static_cast<double>(from.bytes()) / (timing.ms_min * 1e-3);
+  }
+  const Var a(Tensor::full(device, {kSide, kSide}, 0.5f)), b(Tensor::full(device, {kSide, kSide}, 0.25f));
+  const Timing timing = measure(options, [&] { linear(a, b, {}); });
+  roofline.flops_per_second = 2.0 * kSide * kSide * kSide / (timing.ms_min * 1e-3);
+  return roofline;
+}
+
+nlohmann::json time_case(Device& device, const test::OpCase& op_case, const Roofline& roofline,
+                         const BenchOptions& options) {
+  std::vector<Tensor> memory;
+  test::Bound bound;
+  const test::Arrays inputs = op_case.inputs(false);
+  for (const test::Arg& arg : op_case.args) {
+    memory.emplace_back(device, arg.shape, arg.dtype);
+    if (const auto found = inputs.find(arg.name); found != inputs.end())
+      memory.back().upload_bytes(test::to_bytes(found->second).data());
+    bound.add(arg.name, memory.back());
+  }
+  const Timing timing = measure(options, [&] { op_case.call(device.backend(), bound); });
+  const double seconds = timing.ms * 1e-3, bytes = op_case.bytes();
+  nlohmann::json json = timing.json();
+  json.update({{"op", op_case.op},
+               {"detail", op_case.detail},
+               {"bytes", bytes},
+               {"flops", op_case.flops},
+               {"gb_s", bytes / seconds * 1e-9},
+               {"gflop_s", op_case.flops / seconds * 1e-9},
+               {"roofline_share", roofline.seconds(bytes, op_case.flops) / seconds}});
+  return json;
+}
+
+}  // namespace
+
+nlohmann::json bench_kernels(Device& device, const std::string& op, bool cifar, int64_t batch,
+                             const BenchOptions& options) {
+  std::vector<test::OpCase> cases = test::bench_cases(cifar, batch);
+  std::set<std::string> names;
+  for (const test::OpCase& op_case : cases) names.insert(op_case.op);
+  if (op != "all" && !names.contains(op)) {
+    const std::string near = nearest_word(op, {names.begin(), names.end()});
+    throw UsageError(cat("--op {}: no such op; {}", op,
+                         near.empty() ? cat("known are {}", fmt::join(names, ", ")) : cat("did you mean {}?", near)));
+  }
+  if (op != "all") std::erase_if(cases, [&](const test::OpCase& op_case) { return op_case.op != op; });
+  const Roofline roofline = measure_roofline(device, options);
+  nlohmann::json ops = nlohmann::json::array();
+  Progress progress("bench", static_cast<int64_t>(cases.size()), "cases");
+  for (const test::OpCase& op_case : cases) {
+    ops.push_back(time_case(device, op_case, roofline, options));
+    progress.update(static_cast<int64_t>(ops.size()), op_case.op);
+  }
+  progress.finish();
+  return {{"case", "kernels"},
+          {"batch", batch},
+          {"network", cifar ? "resnet18 at 32 px" : "resnet50 at 224 px"},
+          {"bandwidth_gb_s", roofline.bytes_per_second * 1e-9},
+          {"peak_gflop_s", roofline.flops_per_second * 1e-9},
+          {"ops", std::move(ops)}};
+}
+
+}  // namespace csml

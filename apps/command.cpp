@@ -1,0 +1,37 @@
+#include "apps/command.h"
+
+#include <cstdio>
+
+#include "engine/device.h"
+#include "engine/log.h"
+#include "kernels/check.h"
+
+namespace csml {
+
+void add_common_options(CLI::App& app, CommonOptions& options, bool threads) {
+  app.add_flag("--json", options.json, "Print exactly one JSON object on standard output");
+  app.add_flag("--quiet", options.quiet, "No progress and no information on standard error");
+  if (threads) {
+    app.add_option("--threads", options.threads, "Compute threads of the CPU; 0: OMP_NUM_THREADS, else all cores")
+        ->check(CLI::Range(0, 4096))
+        ->type_name("N")
+        ->capture_default_str();
+  }
+}
+
+void start(const CommonOptions& options) {
+  log_configure(0, 1, options.quiet);
+  if (options.threads > 0) set_compute_threads(options.threads);  // else OMP_NUM_THREADS, else all cores
+}
+
+std::string json_line(const nlohmann::json& json) {
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+void answer(const CommonOptions& options, const nlohmann::json& json, const std::string& text) {
+  const std::string line = options.json ? json_line(json) + "\n" : text;
+  const bool written = std::fwrite(line.data(), 1, line.size(), stdout) == line.size() && std::fflush(stdout) == 0;
+  if (!written) throw Error("cannot write to standard output");
+}
+
+}  // namespace csml

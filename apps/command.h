@@ -1,0 +1,44 @@
+// What every subcommand is to main: a function that adds its options to a CLI11 app and returns what to run.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace csml {
+
+inline constexpr int kExitStopped = 75;  // stopped by a signal after a checkpoint: run the same command again
+
+/// Runs a parsed subcommand; returns the exit code.
+using Command = std::function<int()>;
+
+Command pretrain_command(CLI::App& app, const std::vector<std::string>& arguments);
+Command knn_command(CLI::App& app);
+Command linear_command(CLI::App& app);
+Command embed_command(CLI::App& app);
+Command neighbors_command(CLI::App& app);
+Command import_command(CLI::App& app);
+Command export_command(CLI::App& app);
+Command inspect_command(CLI::App& app);
+Command bench_command(CLI::App& app);
+Command report_command(CLI::App& app);
+
+/// Options that every subcommand has.
+struct CommonOptions {
+  bool json = false, quiet = false;
+  int threads = 0;
+};
+/// --json, --quiet and, where `threads`, --threads.
+void add_common_options(CLI::App& app, CommonOptions& options, bool threads = true);
+/// Puts them into effect.
+void start(const CommonOptions& options);
+
+/// The one answer of a command on standard output: `json` as one line under --json, else `text`.
+void answer(const CommonOptions& options, const nlohmann::json& json, const std::string& text);
+
+/// JSON as text on one line; bytes that are not UTF-8 (of a file's name) are replaced.
+std::string json_line(const nlohmann::json& json);
+
+}  // namespace csml

@@ -1,0 +1,111 @@
+// csml linear: linear probe on cached features.
+#include <chrono>
+
+#include "apps/command.h"
+#include "apps/feature_source.h"
+#include "csml/probe_linear.h"
+#include "engine/log.h"
+
+namespace csml {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  FeatureSourceOptions source;
+  std::string train, test;
+  LinearProbeOptions probe;
+  double holdout_percent = 10;
+};
+
+int run(Options& o) {
+  start(o.common);
+  const auto begin = std::chrono::steady_clock::now();
+  const auto device = Device::open(o.source.device);
+  const auto train = open_labelled(o.train, "--train of linear"), test = open_labelled(o.test, "--test of linear");
+  check_same_classes(*train, *test);
+  const FeatureSource source(*device, o.source, *train);
+  const Features seen = source.extract(*train, "train features", false);
+  const Features unseen = source.extract(*test, "test features", false);
+  LinearProbeResult result;
+  {
+    std::unique_ptr<Progress> progress;
+    o.probe.holdout = o.holdout_percent / 100;
+    o.probe.progress = [&](int64_t done, int64_t total) {
+      if (!progress) progress = std::make_unique<Progress>("linear probe", total, "steps");
+      progress->update(done);
+    };
+    result = linear_probe(seen, unseen, train->class_count(), o.probe);
+    if (progress) progress->finish();
+  }
+
+  nlohmann::json json = source.describe();
+  json.update({{"task", "linear"},
+               {"top1", result.top1},
+               {"top5", result.top5},
+               {"best_top1", result.best_top1},
+               {"best_epoch", result.best_epoch},
+               {"learning_rate", result.learning_rate},
+               {"epochs", o.probe.epochs},
+               {"n_train", train->size()},
+               {"n_test", test->size()},
+               {"train", o.train},
+               {"test", o.test},
+               {"seed", o.probe.seed},
+               {"bad_images", seen.bad_images + unseen.bad_images},
+               {"protocol",
+                cat("linear probe on cached features without augmentation, SGD, {} epochs, batch {}, rate {} chosen on "
+                    "{:g} % of "
+                    "the training data held out, last epoch, {}",
+                    o.probe.epochs, o.probe.batch_size, result.learning_rate, o.holdout_percent, source.protocol())},
+               {"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count()}});
+  json["holdout_top1"] = nlohmann::json::array();
+  std::string text;
+  for (const auto& [rate, top1] : result.holdout_top1) {
+    json["holdout_top1"].push_back({{"learning_rate", rate}, {"top1", top1}});
+    text += cat("  rate {:<8g} {:6.2f} % on the hold-out{}\n", rate, top1, rate == result.learning_rate ? "  <-" : "");
+  }
+  text += cat("linear  top-1 {:6.2f} %   top-5 {:6.2f} %   (last epoch; best epoch on test {}: {:.2f} %)\n",
+              result.top1, result.top5, result.best_epoch, result.best_top1);
+  text += json["protocol"].get<std::string>() + "\n";
+  answer(o.common, json, text);
+  return 0;
+}
+
+}  // namespace
+
+Command linear_command(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  app.add_option("--train", o->train, "SPEC of the labelled training images")->type_name("SPEC")->required();
+  app.add_option("--test", o->test, "SPEC of the labelled test images")->type_name("SPEC")->required();
+  app.add_option("--epochs", o->probe.epochs, "Passes over the cached features")
+      ->check(CLI::Range(1, 100000))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--batch-size", o->probe.batch_size, "Features per step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--learning-rates", o->probe.learning_rates, "Tried side by side, chosen on the hold-out")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber)
+      ->type_name("LR,…")
+      ->capture_default_str();
+  app.add_option("--weight-decay", o->probe.weight_decay, "Of the classifier")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("X")
+      ->capture_default_str();
+  app.add_option("--holdout", o->holdout_percent, "Percent of each class held out to choose the rate; never of --test")
+      ->check(CLI::Range(1.0, 90.0))
+      ->type_name("PERCENT")
+      ->capture_default_str();
+  app.add_option("--seed", o->probe.seed, "Of the order of the features and the start of the classifier")
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_flag("--standardise", o->probe.standardise, "Zero mean and unit variance per feature (of --train)");
+  add_feature_options(app, o->source, true);
+  add_common_options(app, o->common);
+  app.footer("Example: csml linear --checkpoint runs/demo --train cifar10:DIR --test 'cifar10:DIR?split=test'");
+  return [o] { return run(*o); };
+}
+
+}  // namespace csml

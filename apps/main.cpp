@@ -1,0 +1,78 @@
+// csml: contrastive pretraining of image encoders, and everything around it, in one binary.
+#include <algorithm>
+#include <cstdio>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "apps/command.h"
+#include "apps/config.h"
+#include "kernels/check.h"
+#include "version.h"
+
+namespace csml {
+namespace {
+
+int failed(int code, std::string message) {
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  fmt::print(stderr, "csml: {}\n", message);
+  return code;
+}
+
+int run(int argc, char** argv) {
+  const std::vector<std::string> arguments(argv, argv + argc);
+  CLI::App app("csml: contrastive pretraining of image encoders (CsMl, MoCo v2)", "csml");
+  app.set_version_flag("--version", cat("csml {} ({}, {}, {})", kVersion, kCommit, kCompiler, kBuildType));
+  app.require_subcommand(1);
+  app.footer(
+      "csml COMMAND --help tells more.\n"
+      "Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by a signal after a checkpoint.");
+  std::vector<std::pair<CLI::App*, Command>> commands;
+  const auto add = [&](const char* name, const char* text, const auto& define) {
+    CLI::App* command = app.add_subcommand(name, text);
+    commands.emplace_back(command, define(*command));
+  };
+  add("pretrain", "Pretrain an encoder on images without labels",
+      [&](CLI::App& command) { return pretrain_command(command, arguments); });
+  add("knn", "k-nearest-neighbour accuracy of frozen features", knn_command);
+  add("linear", "Linear probe on frozen features", linear_command);
+  add("embed", "Features of a data set into a safetensors file", embed_command);
+  add("neighbors", "Exact nearest neighbours inside a data set", neighbors_command);
+  add("import", "Weights with torchvision's names into a checkpoint", import_command);
+  add("export", "An encoder into a safetensors file for other programs", export_command);
+  add("inspect", "What a run, a checkpoint, a safetensors file or a data set holds", inspect_command);
+  add("bench", "Time of kernels, whole steps and the loader", bench_command);
+  add("report", "A run folder into one self-contained report.html", report_command);
+
+  if (argc > 1 && argv[1][0] != '-') {
+    std::vector<std::string> names;
+    for (const auto& [command, execute] : commands) names.push_back(command->get_name());
+    if (std::find(names.begin(), names.end(), argv[1]) == names.end()) {
+      const std::string near = nearest_word(argv[1], names);
+      return failed(2, cat("unknown command {}; {}", argv[1],
+                           near.empty() ? cat("known are {}", fmt::join(names, ", ")) : cat("did you mean {}?", near)));
+    }
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) return app.exit(e);
+    return failed(2, cat("{} (csml --help tells more)", e.what()));
+  }
+  for (const auto& [command, execute] : commands)
+    if (command->parsed()) return execute();
+  return 2;
+}
+
+}  // namespace
+}  // namespace csml
+
+int main(int argc, char** argv) {
+  try {
+    return csml::run(argc, argv);
+  } catch (const csml::UsageError& e) { return csml::failed(2, e.what()); } catch (const csml::Error& e) {
+    return csml::failed(1, e.what());
+  } catch (const std::bad_alloc&) {
+    return csml::failed(1, "out of memory; a smaller batch, queue or data set needs less");
+  } catch (const std::exception& e) { return csml::failed(1, csml::cat("unexpected failure: {}", e.what())); }
+}

@@ -1,0 +1,189 @@
+// csml pretrain: one run, from the configuration to the last checkpoint.
+#include <csignal>
+
+#include "apps/command.h"
+#include "apps/config.h"
+#include "apps/run_folder.h"
+#include "csml/train_loop.h"
+#include "engine/log.h"
+
+namespace csml {
+namespace {
+
+std::atomic<bool> stop_asked{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "the signal handler sets it");
+
+/// A flag that is one configuration key.
+struct KeyFlag {
+  const char *flag, *key, *type, *help;
+};
+constexpr KeyFlag kKeyFlags[] = {
+    {"--data", "data.train", "SPEC", "Images to pretrain on; labels are used for logging only"},
+    {"--test-data", "data.test", "SPEC", "Labelled images of the online k-NN; absent: no online k-NN"},
+    {"--method", "method.name", "NAME", "csml | moco"},
+    {"--device", "train.device", "NAME", "auto | cpu | cuda | cuda:N"},
+    {"--precision", "train.precision", "NAME", "fp32"},
+    {"--epochs", "train.epochs", "N", "Passes over the data"},
+    {"--batch-size", "train.batch_size", "N", "Images per step, of all processes together"},
+    {"--seed", "train.seed", "N", "Of every random draw"},
+    {"--threads", "train.threads", "N", "Compute threads of the CPU; 0: all cores"},
+    {"--workers", "data.workers", "N", "Loader threads; their number changes nothing in the result"},
+};
+
+struct Options {
+  CommonOptions common;
+  std::vector<std::string> arguments;
+  std::string preset, config, out, init_from, resume = "auto";
+  std::map<std::string, std::string> keys;  // flag -> value, where given
+  std::vector<std::string> set;
+  bool dry_run = false, overwrite = false;
+};
+
+ResolvedConfig read_config(const Options& o, std::unique_ptr<Dataset>& train) {
+  ConfigBuilder builder;
+  if (!o.preset.empty()) builder.add_preset(o.preset);
+  if (!o.config.empty()) builder.add_file(o.config);
+  builder.add_environment();
+  for (const KeyFlag& flag : kKeyFlags)
+    if (const auto found = o.keys.find(flag.flag); found != o.keys.end())
+      builder.set(flag.key, found->second, cat("flag {}", flag.flag));
+  for (const std::string& assignment : o.set) builder.set_assignment(assignment);
+  ResolvedConfig resolved = builder.build();
+  if (resolved.config.data.train.empty()) return resolved;
+  // The channels are the data's; a recipe need not know them.
+  train = open_dataset(resolved.config.data.train);
+  if (resolved.config.augment.channels != train->channels()) {
+    resolved.config.augment.channels = train->channels();
+    resolved.origin["augment.channels"] = "derived (the data's)";
+  }
+  return resolved;
+}
+
+int dry_run(const Options& o, const ResolvedConfig& resolved, const Dataset* train) {
+  const std::string text = config_toml(resolved);
+  const std::string plan = train ? plan_text(resolved.config) : "no plan: --data SPEC is not given\n";
+  answer(o.common,
+         {{"task", "dry-run"}, {"config", to_json(resolved.config)}, {"origin", resolved.origin}, {"plan", plan}},
+         text + "\n" + plan);
+  return 0;
+}
+
+RunOptions prepare_folder(const Options& o, const ResolvedConfig& resolved, const Device& device,
+                          const Dataset& train) {
+  namespace fs = std::filesystem;
+  RunOptions run;
+  run.out = o.out;
+  run.init_from = o.init_from;
+  run.stop = &stop_asked;
+  if (!o.init_from.empty() && !fs::exists(o.init_from)) throw Error(cat("--init-from {}: no such file", o.init_from));
+  const bool continues = o.resume != "auto" && o.resume != "never";
+  run.resume = o.resume == "never" ? ResumeMode::never : ResumeMode::automatic;
+  if (holds_run(run.out) && o.overwrite) {
+    log_info(cat("--overwrite: the run in {} is removed", o.out));
+    clear_run(run.out);
+  }
+  if (holds_run(run.out)) {
+    if (o.resume == "never")
+      throw Error(cat("{} holds a run already; give another --out, or --overwrite to start anew", o.out));
+    check_resumable(run.out, resolved.config);
+  }
+  if (continues) {
+    if (!fs::is_directory(o.resume)) throw Error(cat("--resume {}: no such folder", o.resume));
+    check_resumable(o.resume, resolved.config);
+    run.resume_from = o.resume;
+  }
+  describe_run(run.out, resolved, o.arguments, device, train);
+  return run;
+}
+
+void catch_signals() {
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
+    struct sigaction action {};
+    action.sa_handler = [](int) { stop_asked.store(true); };
+    // A second Ctrl-C ends the program at once.
+    action.sa_flags = SA_RESTART | (signal == SIGINT ? static_cast<int>(SA_RESETHAND) : 0);
+    sigaction(signal, &action, nullptr);
+  }
+}
+
+int run(const Options& o) {
+  if (o.preset == "help") {
+    answer(o.common, {{"task", "presets"}, {"text", preset_list()}}, preset_list());
+    return 0;
+  }
+  std::unique_ptr<Dataset> train;
+  const ResolvedConfig resolved = read_config(o, train);
+  const Config& config = resolved.config;
+  CommonOptions common = o.common;
+  common.threads = config.train.threads;
+  start(common);
+  if (o.dry_run) return dry_run(o, resolved, train.get());
+  if (!train) throw UsageError("--data SPEC is needed: the images to pretrain on (or data.train in the configuration)");
+  if (o.out.empty()) throw UsageError("--out DIR is needed: the run folder");
+
+  catch_signals();
+  const auto device = Device::open(config.train.device);
+  const auto comm = Comm::local();
+  const RunOptions options = prepare_folder(o, resolved, *device, *train);
+  train.reset();
+  const RunResult result = pretrain(*device, *comm, config, options);
+
+  const nlohmann::json knn = result.knn_top1 < 0 ? nlohmann::json() : nlohmann::json(result.knn_top1);
+  answer(o.common,
+         {{"task", "pretrain"},
+          {"out", o.out},
+          {"method", config.method.name},
+          {"steps", result.steps},
+          {"epochs", result.epochs},
+          {"loss", result.loss},
+          {"knn_top1", knn},
+          {"stopped", result.stopped},
+          {"bad_images", result.bad_images},
+          {"checkpoint", result.checkpoint.string()},
+          {"seconds", result.seconds}},
+         cat("{} after {} steps ({} epochs) in {}: loss {:.4f}{}; {}\n", result.stopped ? "stopped" : "done",
+             result.steps, result.epochs, duration_text(result.seconds), result.loss,
+             result.knn_top1 < 0 ? "" : cat(", online k-NN {:.2f} %", result.knn_top1), result.checkpoint.string()));
+  return result.stopped ? kExitStopped : 0;
+}
+
+}  // namespace
+
+Command pretrain_command(CLI::App& app, const std::vector<std::string>& arguments) {
+  auto o = std::make_shared<Options>();
+  o->arguments = arguments;
+  app.add_option("--preset", o->preset, "A published or tested recipe; `--preset help` lists them")->type_name("NAME");
+  app.add_option("--config", o->config, "TOML file; its values win over the preset's")->type_name("FILE");
+  app.add_option("--out", o->out, "Run folder; a run in it is resumed, or refused by name")->type_name("DIR");
+  Config defaults;
+  resolve(defaults);
+  const nlohmann::json values = to_json(defaults);
+  for (const KeyFlag& flag : kKeyFlags) {
+    const std::string key = flag.key;
+    const nlohmann::json& value = values[key.substr(0, key.find('.'))][key.substr(key.find('.') + 1)];
+    const std::string fallback = value.is_string() ? value.get<std::string>() : value.dump();
+    app.add_option_function<std::string>(
+           flag.flag, [o, name = std::string(flag.flag)](const std::string& text) { o->keys[name] = text; },
+           cat("{} ({}{}{})", flag.help, key, fallback.empty() ? "" : "; default: the preset's, else ", fallback))
+        ->type_name(flag.type);
+  }
+  app.add_option("--set", o->set, "Any configuration key, once per key; --dry-run lists them all")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+  app.add_option("--resume", o->resume, "auto (go on with the run in --out) | never | a run or checkpoint folder")
+      ->type_name("auto|never|DIR")
+      ->capture_default_str();
+  app.add_option("--init-from", o->init_from, "Start both encoders from torchvision-named weights")
+      ->type_name("FILE.safetensors");
+  app.add_flag("--overwrite", o->overwrite, "Remove the run in --out and start anew");
+  app.add_flag("--dry-run", o->dry_run, "Print the resolved configuration and the memory plan, train nothing");
+  add_common_options(app, o->common, false);
+  app.footer(
+      "Example: csml pretrain --preset cifar10-small --data cifar10:DIR --test-data 'cifar10:DIR?split=test' "
+      "--out runs/a\n"
+      "Values come from: defaults < preset < --config < CSML_SECTION_KEY in the environment < flags and --set.\n"
+      "SIGTERM, SIGINT and SIGUSR1 end the step, write a checkpoint and exit with 75; the same command goes on.");
+  return [o] { return run(*o); };
+}
+
+}  // namespace csml

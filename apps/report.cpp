@@ -1,0 +1,448 @@
+// csml report: a run folder into one self-contained report.html.
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <set>
+
+#include "apps/command.h"
+#include "apps/config.h"
+#include "apps/html.h"
+#include "apps/report_pictures.h"
+#include "apps/report_style.h"
+#include "engine/log.h"
+#include "version.h"
+
+namespace csml {
+namespace fs = std::filesystem;
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kMostTextBytes = size_t{1} << 30;
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+struct Options {
+  CommonOptions common;
+  std::string run, out, data, device = "auto", encoder = "q";
+  int samples = 6, images = 2000;
+  bool pictures = true;
+};
+
+struct Metrics {
+  std::vector<json> step, epoch, eval, event;
+  double steps_per_epoch = 0;  // 0: unknown
+  std::string x_label() const { return steps_per_epoch > 0 ? "epoch" : "step"; }
+  double x(const json& line) const {
+    const double step_number = line.value("step", 0.0);
+    return steps_per_epoch > 0 ? step_number / steps_per_epoch : step_number;
+  }
+};
+
+double number(const json& line, const std::string& key) {
+  const auto found = line.find(key);
+  return found != line.end() && found->is_number() ? found->get<double>() : kNan;
+}
+
+std::string text_of(const json& line, const std::string& key) {
+  const auto found = line.find(key);
+  if (found == line.end() || found->is_null()) return "";
+  return found->is_string() ? found->get<std::string>() : json_line(*found);
+}
+
+std::vector<json> read_lines(const fs::path& path) {
+  std::vector<json> lines;
+  std::error_code error;
+  if (!fs::exists(path, error)) return lines;
+  const std::string text = read_text_file(path, kMostTextBytes);
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    json line = json::parse(text.begin() + static_cast<std::ptrdiff_t>(at),
+                            text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
+    if (line.is_object()) lines.push_back(std::move(line));  // a torn last line of a killed run is left out
+    at = end + 1;
+  }
+  return lines;
+}
+
+Metrics read_metrics(const fs::path& path) {
+  Metrics metrics;
+  for (json& line : read_lines(path)) {
+    const std::string kind = text_of(line, "kind");
+    if (kind == "epoch" && metrics.steps_per_epoch == 0 && number(line, "step") > 0)
+      metrics.steps_per_epoch = number(line, "step") / (line.value("epoch", 0.0) + 1);
+    if (kind == "step")
+      metrics.step.push_back(std::move(line));
+    else if (kind == "epoch")
+      metrics.epoch.push_back(std::move(line));
+    else if (kind == "eval")
+      metrics.eval.push_back(std::move(line));
+    else if (kind == "event")
+      metrics.event.push_back(std::move(line));
+  }
+  return metrics;
+}
+
+Series series(const Metrics& metrics, const std::vector<json>& lines, const std::string& name, const std::string& key,
+              double factor = 1) {
+  Series out{name, {}};
+  for (const json& line : lines) {
+    const size_t dot = key.find('.');
+    double value = kNan;
+    if (dot == std::string::npos)
+      value = number(line, key);
+    else if (line.contains(key.substr(0, dot)))
+      value = number(line[key.substr(0, dot)], key.substr(dot + 1));
+    out.points.emplace_back(metrics.x(line), value * factor);
+  }
+  return out;
+}
+
+bool has_values(const Series& s) {
+  return std::any_of(s.points.begin(), s.points.end(), [](const auto& p) { return std::isfinite(p.second); });
+}
+
+double last(const Series& s) {
+  for (auto it = s.points.rbegin(); it != s.points.rend(); ++it)
+    if (std::isfinite(it->second)) return it->second;
+  return kNan;
+}
+
+double median(const Series& s) {
+  std::vector<double> values;
+  for (const auto& [x, y] : s.points)
+    if (std::isfinite(y)) values.push_back(y);
+  if (values.empty()) return kNan;
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
+std::string charts_html(const Metrics& m) {
+  const std::string x = m.x_label();
+  std::string html;
+  Chart loss{.title = "Loss",
+             .note = "Means over the log interval; rises at first, while the queue fills",
+             .x_label = x,
+             .series = {}};
+  loss.series.push_back(series(m, m.step, "loss", "loss"));
+  for (const char* term : {"q", "p", "m"}) {
+    Series s = series(m, m.step, term, cat("loss_terms.{}", term));
+    if (has_values(s)) loss.series.push_back(std::move(s));
+  }
+  if (loss.series.size() == 2) loss.series.pop_back();  // one term is the loss
+  if (const Series chance = series(m, m.step, "", "chance"); has_values(chance))
+    loss.level = {last(chance), cat("chance, log(K + 1) = {:.2f}", last(chance))};
+  html += chart_html(loss);
+  html += chart_html({.title = "Online k-NN",
+                      .note = "Accuracy of frozen features, percent; first point: untrained",
+                      .x_label = x,
+                      .series = {series(m, m.eval, "top-1", "top1"), series(m, m.eval, "top-5", "top5")}});
+  html += chart_html({.title = "Similarities",
+                      .note = "Mean cosine of a query to its positive key and to the queue",
+                      .x_label = x,
+                      .series = {series(m, m.step, "positive", "positive_similarity"),
+                                 series(m, m.step, "negative", "negative_similarity")}});
+  html += chart_html({.title = "Feature spread",
+                      .note = "1: embeddings spread over the whole sphere; 0: all in one point (collapse)",
+                      .x_label = x,
+                      .series = {series(m, m.step, "spread", "feature_spread")},
+                      .from_zero = true});
+  std::vector<Series> quality;
+  for (Series& s :
+       std::vector<Series>{series(m, m.epoch, "purity", "purity", 100), series(m, m.epoch, "churn", "churn", 100)})
+    if (has_values(s)) quality.push_back(std::move(s));
+  if (!quality.empty())
+    html += chart_html({.title = "Neighbours",
+                        .note = "Purity: of the same label. Churn: new in the last search. Percent",
+                        .x_label = x,
+                        .series = quality,
+                        .from_zero = true});
+  html += chart_html({.title = "Learning rate",
+                      .note = "",
+                      .x_label = x,
+                      .series = {series(m, m.step, "rate", "lr")},
+                      .from_zero = true});
+  html += chart_html({.title = "Throughput",
+                      .note = "Images per second of training",
+                      .x_label = x,
+                      .series = {series(m, m.step, "images/s", "images_per_second")},
+                      .from_zero = true});
+  html += chart_html({.title = "Waiting for data",
+                      .note = "Share of the time without a ready batch, percent",
+                      .x_label = x,
+                      .series = {series(m, m.step, "wait", "data_wait", 100)},
+                      .level = {{10.0, "fine below 10"}},
+                      .from_zero = true});
+  return html;
+}
+
+std::string tile(const std::string& value, const std::string& what) {
+  return cat("<div class=\"tile\"><b>{}</b><span>{}</span></div>\n", escape_html(value), escape_html(what));
+}
+
+std::string tiles_html(const Metrics& m) {
+  std::string html;
+  const Series top1 = series(m, m.eval, "", "top1"), loss = series(m, m.step, "", "loss"),
+               chance = series(m, m.step, "", "chance"), purity = series(m, m.epoch, "", "purity", 100),
+               rate = series(m, m.step, "", "images_per_second");
+  if (has_values(top1)) {
+    const bool untrained = m.eval.size() > 1 && number(m.eval.front(), "step") == 0;
+    html += tile(cat("{:.1f} %", last(top1)),
+                 untrained ? cat("k-NN top-1; untrained {:.1f} %", top1.points.front().second) : "k-NN top-1");
+  }
+  if (has_values(loss))
+    html += tile(cat("{:.3f}", last(loss)), has_values(chance) ? cat("loss; chance {:.2f}", last(chance)) : "loss");
+  if (has_values(purity)) html += tile(cat("{:.1f} %", last(purity)), "neighbour purity");
+  if (!m.step.empty())
+    html += tile(cat("{:.0f}", m.x(m.step.back())),
+                 m.steps_per_epoch > 0 ? cat("epochs of {:.0f} steps", m.steps_per_epoch) : "steps");
+  if (has_values(rate)) html += tile(cat("{:.0f}", median(rate)), "images per second, median");
+  double seconds = 0;
+  for (const json& line : m.epoch) seconds += std::max(0.0, number(line, "seconds"));
+  if (seconds > 0) html += tile(duration_text(seconds), "training time");
+  return html.empty() ? "" : "<div class=\"tiles\">" + html + "</div>\n";
+}
+
+/// What a reader should know first, in plain words.
+std::string notes_html(const Metrics& m, const std::vector<json>& bad_images, const std::optional<Checkpoint>& newest,
+                       const std::optional<Config>& config) {
+  std::string html;
+  const auto note = [&](bool warn, const std::string& text) {
+    html += cat("<li class=\"{}\">{}</li>\n", warn ? "warn" : "", escape_html(text));
+  };
+  if (!newest) note(true, "No good checkpoint: no pictures of neighbours, and nothing to evaluate.");
+  if (newest && config && newest->epoch < config->train.epochs)
+    note(false,
+         cat("Not finished: {} of {} epochs are done. The same command goes on.", newest->epoch, config->train.epochs));
+  const Series spread = series(m, m.step, "", "feature_spread"), loss = series(m, m.step, "", "loss"),
+               chance = series(m, m.step, "", "chance"), wait = series(m, m.step, "", "data_wait");
+  if (has_values(spread) && last(spread) < 0.2)
+    note(true, cat("The feature spread is {:.2f}: the embeddings are collapsing to few directions.", last(spread)));
+  if (has_values(chance) && last(loss) > last(chance) - 0.05)
+    note(true,
+         "The loss is at chance level: nothing has been learnt yet. A smaller queue, a lower momentum of the key "
+         "encoder (0.99) or more steps help on small data.");
+  if (has_values(wait) && median(wait) > 0.1)
+    note(true, cat("{:.0f} % of the time went into waiting for data: more data.workers, or smaller images.",
+                   100 * median(wait)));
+  if (m.eval.size() > 1 && number(m.eval.back(), "top1") < number(m.eval.front(), "top1"))
+    note(true, "The k-NN accuracy is below that of the untrained encoder.");
+  for (const json& line : m.event)
+    if (text_of(line, "event") == "non_finite") {
+      note(true, "At least one step had a loss or gradient that was not finite; such steps changed nothing.");
+      break;
+    }
+  if (!bad_images.empty())
+    note(true, cat("{} unreadable images were replaced; they are listed below.", bad_images.size()));
+  return html.empty() ? "" : "<ul class=\"notes\">" + html + "</ul>\n";
+}
+
+/// Evaluations: the online ones, and every RUN/*.json that an evaluation command printed.
+std::string results_html(const fs::path& run, const Metrics& m) {
+  std::vector<json> lines;
+  if (!m.eval.empty()) {
+    if (m.eval.size() > 1) lines.push_back(m.eval.front());
+    lines.push_back(m.eval.back());
+  }
+  std::error_code error;
+  std::set<fs::path> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(run, error))
+    if (entry.path().extension() == ".json" && entry.path().filename() != "environment.json")
+      files.insert(entry.path());
+  for (const fs::path& file : files) {
+    json result = json::parse(read_text_file(file, kMostTextBytes), nullptr, false);
+    if (!result.is_object() || !result.contains("top1")) continue;
+    result["file"] = file.filename().string();
+    lines.push_back(std::move(result));
+  }
+  if (lines.empty()) return "";
+  std::string rows;
+  for (const json& line : lines) {
+    const bool online = text_of(line, "kind") == "eval";
+    const std::vector<json> each = line.contains("results") && line["results"].is_array()
+                                       ? line["results"].get<std::vector<json>>()
+                                       : std::vector<json>{line};
+    for (const json& result : each) {
+      const std::string k = text_of(result, "k");
+      rows += cat(
+          "<tr><td>{}{}</td><td class=\"number\">{:.2f}</td><td class=\"number\">{:.2f}</td><td>{}</td><td>{}</td>"
+          "<td class=\"number\">{}</td><td class=\"quiet\">{}</td></tr>\n",
+          escape_html(text_of(line, "task")), k.empty() ? "" : escape_html(cat(", k = {}", k)), number(result, "top1"),
+          number(result, "top5"), escape_html(text_of(line, "features")), escape_html(text_of(line, "encoder")),
+          escape_html(cat("{} / {}", text_of(line, "n_train"), text_of(line, "n_test"))),
+          escape_html(cat("{}{}", online ? cat("step {}; ", text_of(line, "step")) : text_of(line, "file") + "; ",
+                          text_of(line, "protocol"))));
+    }
+  }
+  return cat(
+      "<section><h2>Results</h2><div class=\"scroll\"><table><thead><tr><th>task</th><th class=\"number\">top-1 %</th>"
+      "<th class=\"number\">top-5 %</th><th>features</th><th>encoder</th><th class=\"number\">train / test</th>"
+      "<th>protocol</th></tr></thead><tbody>{}</tbody></table></div></section>\n",
+      rows);
+}
+
+std::string config_html(const fs::path& run) {
+  std::error_code error;
+  if (!fs::exists(run / "config.toml", error)) return "";
+  const std::string text = read_text_file(run / "config.toml", kMostTextBytes);
+  std::string rows;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const std::string line = text.substr(at, end - at);
+    at = end + 1;
+    if (line.starts_with('[')) rows += cat("<tr class=\"section\"><th colspan=\"3\">{}</th></tr>\n", escape_html(line));
+    const size_t equals = line.find(" = ");
+    if (equals == std::string::npos || line.starts_with('#')) continue;
+    const size_t comment = line.rfind("  # ");
+    std::string value = line.substr(equals + 3, comment == std::string::npos ? comment : comment - equals - 3);
+    value.erase(value.find_last_not_of(' ') + 1);
+    rows += cat("<tr><td>{}</td><td class=\"value\">{}</td><td class=\"quiet\">{}</td></tr>\n",
+                escape_html(line.substr(0, equals)), escape_html(value),
+                escape_html(comment == std::string::npos ? "" : line.substr(comment + 4)));
+  }
+  return cat(
+      "<details><summary>Resolved configuration</summary><div class=\"scroll\"><table><thead><tr><th>key</th>"
+      "<th>value</th><th>origin</th></tr></thead><tbody>{}</tbody></table></div></details>\n",
+      rows);
+}
+
+std::string table_html(const std::string& title, const std::vector<json>& lines, const std::vector<std::string>& keys,
+                       size_t most) {
+  if (lines.empty()) return "";
+  std::string head, rows;
+  for (const std::string& key : keys) head += cat("<th>{}</th>", escape_html(key));
+  for (size_t i = 0; i < std::min(lines.size(), most); ++i) {
+    rows += "<tr>";
+    for (const std::string& key : keys) rows += cat("<td>{}</td>", escape_html(text_of(lines[i], key)));
+    rows += "</tr>\n";
+  }
+  return cat(
+      "<details><summary>{} ({})</summary><div class=\"scroll\"><table><thead><tr>{}</tr></thead><tbody>{}</tbody>"
+      "</table></div></details>\n",
+      escape_html(title), lines.size(), head, rows);
+}
+
+std::string run_html(const fs::path& run, const Metrics& m, const std::vector<json>& bad_images) {
+  std::string html = "<section><h2>The run</h2>\n";
+  std::error_code error;
+  if (fs::exists(run / "command.txt", error))
+    html += cat("<pre>{}</pre>\n", escape_html(read_text_file(run / "command.txt", kMostTextBytes)));
+  html += config_html(run);
+  if (fs::exists(run / "environment.json", error)) {
+    const json environment = json::parse(read_text_file(run / "environment.json", kMostTextBytes), nullptr, false);
+    std::string rows;
+    if (environment.is_object())
+      for (const auto& [key, value] : environment.items())
+        rows += cat("<tr><td>{}</td><td class=\"value\">{}</td></tr>\n", escape_html(key),
+                    escape_html(value.is_string() ? value.get<std::string>() : json_line(value)));
+    html +=
+        cat("<details><summary>Environment</summary><div class=\"scroll\"><table><tbody>{}</tbody></table></div>"
+            "</details>\n",
+            rows);
+  }
+  html += table_html("Events", m.event, {"step", "event", "text", "purity", "churn"}, 200);
+  html += table_html("Unreadable images", bad_images, {"path", "reason"}, 100);
+  return html + "</section>\n";
+}
+
+/// The pictures; what cannot be had is said instead of failing the report.
+std::string pictures_html(const Options& o, const std::optional<Config>& config,
+                          const std::optional<Checkpoint>& newest) {
+  if (!o.pictures || !config || !newest) return "";
+  PictureOptions pictures{.data = o.data.empty() ? config->data.train : o.data,
+                          .samples = o.samples,
+                          .images = o.images,
+                          .encoder = o.encoder};
+  const auto device = Device::open(o.device);
+  std::string html;
+  const auto section = [&](const std::string& title, const auto& make) {
+    html += cat("<section><h2>{}</h2>\n", title);
+    try {
+      html += make();
+    } catch (const Error& e) {
+      log_warn(cat("report: {}: {}", title, e.what()));
+      html += cat("<p>Not available: {}</p>\n", escape_html(e.what()));
+    }
+    html += "</section>\n";
+  };
+  section("Augmented views", [&] { return views_html(*device, *config, *newest, pictures); });
+  section("Nearest neighbours", [&] { return neighbors_html(*device, *newest, pictures); });
+  return html;
+}
+
+int run(const Options& o) {
+  start(o.common);
+  const fs::path folder = o.run;
+  if (!fs::is_directory(folder)) throw Error(cat("{}: no such run folder", o.run));
+  const Metrics metrics = read_metrics(folder / "metrics.jsonl");
+  const std::vector<json> bad_images = read_lines(folder / "bad_images.jsonl");
+  const std::optional<Checkpoint> newest = newest_checkpoint(folder, log_warn);
+  if (metrics.step.empty() && metrics.eval.empty() && !newest)
+    throw Error(cat("{} holds no run: neither metrics.jsonl nor a checkpoint", o.run));
+  std::optional<Config> config;
+  if (newest && newest->user.contains("config")) config = config_from_json(newest->user["config"]);
+
+  const std::string name = fs::weakly_canonical(folder).filename().string();
+  std::string about;
+  if (config) {
+    const ModelConfig& model = config->model;
+    about = cat("{} · ResNet-{}, {} stem, width {} · batch {} · queue {} · temperature {} · seed {}",
+                config->method.name == "csml" ? "CsMl" : "MoCo v2", model.depth, model.stem, model.width,
+                config->train.batch_size, config->method.queue, config->method.temperature, config->train.seed);
+  }
+  std::string html =
+      cat("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
+          "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>{} – csml</title>"
+          "<style>{}</style></head>\n<body><main>\n<header><h1>{}</h1><p>{}</p>",
+          escape_html(name), kReportStyle, escape_html(name), escape_html(about));
+  if (config) html += cat("<p>{}</p>", escape_html(config->data.train));
+  html += "</header>\n" + tiles_html(metrics) + notes_html(metrics, bad_images, newest, config);
+  if (const std::string charts = charts_html(metrics); !charts.empty())
+    html += "<section><h2>Training</h2><div class=\"charts\">" + charts + "</div></section>\n";
+  html += results_html(folder, metrics) + pictures_html(o, config, newest) + run_html(folder, metrics, bad_images);
+  html += cat("<footer>csml {} ({}){}</footer>\n</main></body></html>\n", kVersion, kCommit,
+              newest ? escape_html(cat(" · {}", newest->folder.filename().string())) : "");
+
+  const fs::path out = o.out.empty() ? folder / "report.html" : fs::path(o.out);
+  const FileDigest digest = write_text_file(out, html);
+  answer(o.common,
+         {{"task", "report"},
+          {"out", out.string()},
+          {"bytes", digest.bytes},
+          {"steps", metrics.step.empty() ? 0.0 : metrics.step.back().value("step", 0.0)},
+          {"checkpoint", newest ? json(newest->folder.string()) : json()}},
+         cat("{}\n", out.string()));
+  return 0;
+}
+
+}  // namespace
+
+Command report_command(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  app.add_option("run,--run", o->run, "Run folder")->type_name("DIR")->required();
+  app.add_option("--out", o->out, "File to write [DIR/report.html]")->type_name("FILE");
+  app.add_option("--data", o->data, "SPEC of the images to show, where the run's own are gone [the run's]")
+      ->type_name("SPEC");
+  app.add_option("--samples", o->samples, "Rows of pictures")
+      ->check(CLI::Range(1, 100))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--images", o->images, "Images among which neighbours are searched, class-balanced")
+      ->check(CLI::Range(2, 1000000))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--encoder", o->encoder, "q (trained) | k (its moving average)")
+      ->check(CLI::IsMember({"q", "k"}))
+      ->type_name("WHICH")
+      ->capture_default_str();
+  app.add_flag("!--no-pictures", o->pictures, "Curves and tables only");
+  app.add_option("--device", o->device, "auto | cpu | cuda | cuda:N")->type_name("NAME")->capture_default_str();
+  add_common_options(app, o->common);
+  app.footer(
+      "Example: csml report runs/demo\n"
+      "Results of other evaluations join the table when their JSON lies in the folder: csml knn … --json > "
+      "runs/demo/knn.json");
+  return [o] { return run(*o); };
+}
+
+}  // namespace csml

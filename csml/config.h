@@ -1,0 +1,111 @@
+// Config: everything a pretraining run is told, by section. apps/config.cpp reads it from TOML, environment and flags;
+// defaults here are MoCo v2 on ImageNet (docs/method.md gives the source of each).
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "data/augment.h"
+#include "engine/optim.h"
+
+namespace csml {
+
+struct DataConfig {
+  std::string train;            // SPEC of the images to pretrain on
+  std::string test;             // SPEC of the online k-NN's queries; empty: no online k-NN
+  int workers = 2;              // loader threads; their number changes nothing in the result
+  int prefetch = 3;             // batches made ahead
+  double max_bad_share = 0.05;  // of unreadable images; beyond it the run stops
+};
+
+struct ModelConfig {
+  int depth = 50;                 // 18, 34, 50, 101
+  std::string stem = "imagenet";  // imagenet | cifar
+  int width = 64;                 // channels of the first stage
+  int head_hidden = 0;            // 0: as wide as the backbone's features
+  bool head_mlp = true;           // MoCo v2's MLP; false: one linear layer
+  int dim = 128;                  // of the embedding
+};
+
+struct MethodConfig {
+  std::string name = "csml";  // csml | moco
+  double momentum = 0.999;    // of the key encoder, per optimizer step
+  double temperature = 0.2;
+  int64_t queue = 65536;
+  int bn_group_size = 32;  // images per batch-norm group; 0: the whole batch
+  bool shuffle = true;     // permute the key batch over the groups
+  // CsMl:
+  int neighbors = 5;       // k of the neighbour table
+  int refresh_epochs = 5;  // the table is renewed at the start of every such epoch
+  double cutmix_alpha = 2.0;
+  std::vector<double> weights{0.5, 0.5};          // (own key, partner's key) after the warm-up
+  std::vector<double> warmup_weights{1.0, 0.0};   // during it
+  int warmup_epochs = -1;                         // epochs with warmup_weights; -1: max(1, round(0.055 * epochs))
+  std::vector<std::string> terms{"q", "p", "m"};  // which of the three terms are used
+  std::string partner = "neighbor";               // neighbor | random: where the cross-sample comes from
+  std::vector<std::string> levels{"res5"};        // stages with a loss; this release: res5
+  std::string alignment = "global";               // this release: global
+};
+
+struct TrainConfig {
+  int epochs = 200;
+  int batch_size = 256;  // global
+  uint64_t seed = 0;
+  int threads = 0;  // compute threads of the CPU; 0: all cores
+  std::string device = "auto";
+  std::string precision = "fp32";  // this release: fp32
+  int log_every_steps = 20;
+  int checkpoint_every_steps = 0;  // 0: only by epochs
+  int checkpoint_every_epochs = 1;
+  int milestone_every_epochs = 100;  // these checkpoints are kept
+  int keep_checkpoints = 2;
+  int max_steps = 0;  // stop after so many steps in total (0: no limit); the schedule is not changed
+};
+
+struct EvalConfig {
+  int knn_every_epochs = 5;  // online k-NN; 0: never
+  int knn_k = 20;
+  double knn_temperature = 0.07;
+  int64_t knn_train_limit = 5000;  // class-balanced
+  int64_t knn_test_limit = 2000;
+  int resize = 256;  // short side; 0: images as they are
+  int size = 224;    // central crop
+  std::string interpolation = "bicubic";
+  int batch_size = 256;
+};
+
+struct Config {
+  DataConfig data;
+  AugmentConfig augment;
+  ModelConfig model;
+  MethodConfig method;
+  OptimizerOptions optimizer{.kind = "sgd", .momentum = 0.9f, .weight_decay = 1e-4f};
+  ScheduleOptions schedule;
+  double lr_per_256 = 0.03;  // schedule.lr: base_lr = lr_per_256 * batch_size / 256
+  TrainConfig train;
+  EvalConfig eval;
+};
+
+/// Throws UsageError, naming the key, for values that cannot work together. Fills what is derived (schedule.base_lr,
+/// schedule.epochs, warm-up epochs).
+void resolve(Config& config);
+
+/// One configuration key: "section.key", where its value lives in a Config, and its line of documentation (with unit).
+struct ConfigKey {
+  using Value = std::variant<bool*, int*, int64_t*, uint64_t*, float*, double*, std::string*, std::vector<double>*,
+                             std::vector<std::string>*, std::array<float, 4>*>;
+  std::string name;
+  Value value;
+  std::string help;
+};
+/// The one table of all keys: TOML, environment, --set, JSON and the documentation are made from it.
+std::vector<ConfigKey> config_keys(Config& config);
+
+/// {"section": {"key": value}} of every key, and back (unknown keys throw UsageError).
+nlohmann::json to_json(const Config& config);
+Config config_from_json(const nlohmann::json& json);
+
+}  // namespace csml

@@ -1,0 +1,59 @@
+#include "csml/features.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace csml {
+
+namespace {
+
+/// Runs every image of the data set through `embed` ([n,S,S,C] normalised -> [n,D]) and stacks the rows.
+Features collect(Device& device, const Dataset& dataset, const FeatureOptions& o, int64_t dim,
+                 const std::function<Tensor(const Tensor& images)>& embed) {
+  const NoGrad no_grad;
+  const int64_t n = dataset.size(), size = o.transform.size, channels = dataset.channels();
+  CHECK(n > 0, "the data set is empty: {}", dataset.describe());
+  LoaderOptions loader_options;
+  loader_options.workers = o.workers;
+  loader_options.batch_size = o.batch_size;
+  loader_options.max_bad_share = o.max_bad_share;
+  loader_options.on_bad_image = o.on_bad_image;
+  EvalLoader loader(dataset, o.transform, loader_options);
+  loader.start();
+  Features out{.values = Tensor(device, {n, dim}), .labels = {}, .bad_images = 0};
+  EvalBatch batch;
+  while (loader.next(batch)) {
+    const Shape shape{batch.count, size, size, channels};
+    Tensor pixels(device, shape, DType::u8), images(device, shape);
+    pixels.upload(batch.images);
+    augment(pixels, {}, images, o.normalise.mean, o.normalise.std);
+    Tensor rows = embed(images);
+    if (o.l2_normalise) rows = l2_normalize(Var(rows)).value();
+    copy(rows, out.values.rows(batch.first, batch.count));
+    out.labels.insert(out.labels.end(), batch.labels.begin(), batch.labels.end());
+    if (o.progress) o.progress(batch.first + batch.count, n);
+  }
+  out.bad_images = loader.bad_images();
+  return out;
+}
+
+}  // namespace
+
+Features extract_features(Device& device, const Encoder& encoder, const Dataset& dataset, const FeatureOptions& o) {
+  const int64_t dim = o.projection ? encoder.project_dim() : encoder.feature_dim();
+  return collect(device, dataset, o, dim, [&](const Tensor& images) {
+    const Var pooled = encoder.trunk(Var(images), Forward::inference()).pooled;
+    return o.projection ? encoder.project(pooled).value() : pooled.value();
+  });
+}
+
+Features pixel_features(Device& device, const Dataset& dataset, const FeatureOptions& options) {
+  // Each channel is standardised by its own mean and deviation over the data set the features are compared with, which
+  // the caller puts into options.normalise.
+  const int64_t dim = int64_t{options.transform.size} * options.transform.size * dataset.channels();
+  return collect(device, dataset, options, dim, [&](const Tensor& images) {
+    return images.reshape({images.shape()[0], dim});
+  });
+}
+
+}  // namespace csml

@@ -1,0 +1,37 @@
+// Features of a whole data set by a frozen encoder, and the raw pixels as the baseline every encoder must beat.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "csml/encoder.h"
+#include "data/dataset.h"
+#include "data/loader.h"
+
+namespace csml {
+
+struct FeatureOptions {
+  EvalTransform transform;
+  AugmentConfig normalise;  // mean and std
+  bool projection = false;  // the head's output instead of the backbone's pooled features
+  bool l2_normalise = true;
+  int batch_size = 256, workers = 2;
+  double max_bad_share = 0.05;  // of unreadable images; beyond it an error
+  std::function<void(int64_t done, int64_t total)> progress;
+  BadImageCallback on_bad_image;
+};
+
+struct Features {
+  Tensor values;            // [N, D] f32, on the device
+  std::vector<int> labels;  // [N], -1 = none
+  int64_t bad_images = 0;
+};
+
+/// Inference mode (running statistics), images un-augmented.
+Features extract_features(Device& device, const Encoder& encoder, const Dataset& dataset,
+                          const FeatureOptions& options);
+/// Channel-normalised pixels, flattened (size x size x channels).
+Features pixel_features(Device& device, const Dataset& dataset, const FeatureOptions& options);
+
+}  // namespace csml

@@ -1,0 +1,49 @@
+// Method: what a self-supervised method is to the training loop. Adding one: a file that implements this, one line in
+// make_method, a limit test against a method that is known.
+#pragma once
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "csml/encoder.h"
+#include "csml/views.h"
+
+namespace csml {
+
+/// Where a step stands; all of it is known on the host before the step.
+struct StepInfo {
+  int64_t step = 0;  // optimizer steps done before this one
+  int64_t epoch = 0;
+  double progress = 0;  // fractional epoch
+};
+
+class Method {
+ public:
+  virtual ~Method() = default;
+
+  /// The views every sample needs, in the order load() gets them.
+  virtual std::vector<ViewSpec> views() const = 0;
+  /// Uploads what this step needs: images, permutations, boxes, weights, learning rate. Outside the recorded step.
+  virtual void load(const Batch& batch, const StepInfo& info) = 0;
+  /// One whole step: forward, backward, commit. Recordable: reads only what load() uploaded.
+  virtual void step() = 0;
+  /// Means over the `steps` steps since the last call, for the log: loss, loss_terms, positive_similarity, … Reads the
+  /// device, so it is called between steps and not at each.
+  virtual nlohmann::json measure(int64_t steps) = 0;
+
+  /// The encoder that is trained, and the one whose features judge the data (the momentum encoder where there is one).
+  virtual Encoder& query_encoder() = 0;
+  virtual Encoder& key_encoder() = 0;
+  virtual bool needs_neighbors() const = 0;
+
+  /// Everything a resumed run needs beside the encoders, by name.
+  virtual std::vector<std::pair<std::string, Tensor>> state() const = 0;
+};
+
+/// "moco" or "csml". Throws UsageError for another name.
+std::unique_ptr<Method> make_method(Device& device, const Config& config, int in_channels);
+
+}  // namespace csml

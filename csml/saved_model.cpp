@@ -1,0 +1,116 @@
+#include "csml/saved_model.h"
+
+#include "engine/log.h"
+#include "models/weights.h"
+
+namespace csml {
+
+namespace {
+
+std::vector<NamedArray> read_arrays(const SafetensorsFile& file, const std::string& prefix) {
+  std::vector<NamedArray> arrays;
+  for (const std::string& name : file.names())
+    if (name.rfind(prefix, 0) == 0) arrays.push_back(file.read(name));
+  return arrays;
+}
+
+bool has_module(const SafetensorsFile& file, const std::string& name) { return file.contains(name + ".weight"); }
+
+int64_t extent(const SafetensorsFile& file, const std::string& name, int dimension) {
+  const Shape& shape = file.info(name).shape;
+  if (dimension >= shape.rank())
+    throw Error(cat("{}: '{}' has shape {}: this is no ResNet of ours", file.path().string(), name, shape.text()));
+  return shape[dimension];
+}
+
+SavedModel from_checkpoint(Device& device, const Checkpoint& checkpoint, const std::string& which) {
+  SavedModel out;
+  if (!checkpoint.user.contains("config") || !checkpoint.user.contains("in_channels"))
+    throw Error(cat("{}: its manifest holds no configuration; it was not written by csml pretrain or csml import",
+                    checkpoint.folder.string()));
+  out.config = config_from_json(checkpoint.user["config"]);
+  out.in_channels = checkpoint.user["in_channels"].get<int>();
+  out.source = checkpoint.folder.string();
+  out.step = checkpoint.step;
+  out.epoch = checkpoint.epoch;
+  out.which = which;
+  out.encoder = std::make_unique<Encoder>(device, out.config.model, out.in_channels, out.config.train.seed, false);
+  if (which == "init") {
+    out.step = out.epoch = 0;
+    return out;
+  }
+  const std::string prefix = "encoder_" + which + ".";
+  try {
+    from_host(out.encoder->params(), read_arrays(checkpoint.model(), prefix), prefix);
+  } catch (const Error& e) { throw Error(cat("{}: {}", checkpoint.folder.string(), e.what())); }
+  return out;
+}
+
+}  // namespace
+
+ModelConfig recognise_model(const SafetensorsFile& file, const std::string& prefix, int* in_channels, bool* has_head) {
+  if (!has_module(file, prefix + "conv1") || !has_module(file, prefix + "layer1.0.conv1"))
+    throw Error(cat("{}: no '{}conv1.weight' and '{}layer1.0.conv1.weight': this is no torchvision ResNet",
+                    file.path().string(), prefix, prefix));
+  ModelConfig config;
+  config.width = static_cast<int>(extent(file, prefix + "conv1.weight", 0));
+  *in_channels = static_cast<int>(extent(file, prefix + "conv1.weight", 1));
+  config.stem = extent(file, prefix + "conv1.weight", 2) == 3 ? "cifar" : "imagenet";
+  auto blocks = [&](int layer) {
+    int count = 0;
+    while (has_module(file, prefix + cat("layer{}.{}.conv1", layer, count))) ++count;
+    return count;
+  };
+  const bool bottleneck = has_module(file, prefix + "layer1.0.conv3");
+  const int first = blocks(1), third = blocks(3);
+  if (bottleneck && first == 3 && (third == 6 || third == 23)) {
+    config.depth = third == 6 ? 50 : 101;
+  } else if (!bottleneck && (first == 2 || first == 3)) {
+    config.depth = first == 2 ? 18 : 34;
+  } else {
+    throw Error(cat("{}: {} {} blocks in layer1 and {} in layer3: no ResNet-18, 34, 50 or 101", file.path().string(),
+                    first, bottleneck ? "bottleneck" : "basic", third));
+  }
+  *has_head = has_module(file, prefix + "fc.0") && has_module(file, prefix + "fc.2");
+  if (*has_head) {
+    config.head_hidden = static_cast<int>(extent(file, prefix + "fc.0.weight", 0));
+    config.dim = static_cast<int>(extent(file, prefix + "fc.2.weight", 0));
+  }
+  return config;
+}
+
+SavedModel load_model(Device& device, const std::filesystem::path& path, const std::string& which) {
+  namespace fs = std::filesystem;
+  if (which != "q" && which != "k" && which != "init")
+    throw UsageError(cat("encoder '{}' is unknown; use q, k or init (untrained)", which));
+  if (!fs::exists(path)) throw Error(cat("checkpoint {} does not exist", path.string()));
+  if (fs::is_directory(path)) {
+    if (fs::exists(path / "manifest.json")) return from_checkpoint(device, open_checkpoint(path), which);
+    const auto newest = newest_checkpoint(path, [](const std::string& line) { log_warn(line); });
+    if (!newest) throw Error(cat("{} holds no good checkpoint", path.string()));
+    return from_checkpoint(device, *newest, which);
+  }
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  SavedModel out;
+  bool has_head = false;
+  out.config.model = recognise_model(file, "", &out.in_channels, &has_head);
+  out.source = path.string();
+  out.which = "q";
+  out.encoder = std::make_unique<Encoder>(device, out.config.model, out.in_channels, 0, false);
+  load_torchvision(*out.encoder, file, has_head);
+  return out;
+}
+
+void load_torchvision(Encoder& encoder, const SafetensorsFile& file, bool has_head) {
+  std::vector<NamedArray> arrays;
+  for (NamedArray& array : read_arrays(file, ""))
+    if (has_head || array.name.rfind("fc.", 0) != 0) arrays.push_back(std::move(array));
+  if (!has_head)  // a plain backbone: the head keeps its initial values
+    for (NamedArray& array : to_host(encoder.params(), ""))
+      if (array.name.rfind("fc.", 0) == 0) arrays.push_back(std::move(array));
+  try {
+    from_host(encoder.params(), arrays, "");
+  } catch (const Error& e) { throw Error(cat("{}: {}", file.path().string(), e.what())); }
+}
+
+}  // namespace csml

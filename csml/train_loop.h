@@ -1,0 +1,40 @@
+// The pretraining run: data, method, schedule, refreshes, online evaluation, log and checkpoints.
+#pragma once
+
+#include <atomic>
+#include <filesystem>
+#include <string>
+
+#include "csml/config.h"
+#include "engine/comm.h"
+#include "engine/device.h"
+
+namespace csml {
+
+enum class ResumeMode { automatic, never };
+
+struct RunOptions {
+  std::filesystem::path out;  // run folder; must exist and hold config.toml etc. (apps/pretrain.cpp writes them)
+  ResumeMode resume = ResumeMode::automatic;
+  std::filesystem::path resume_from;  // a checkpoint folder or a run folder; empty: `out`
+  std::filesystem::path
+      init_from;  // torchvision-named safetensors to start both encoders' backbones from; may be empty
+  const std::atomic<bool>* stop = nullptr;  // set by a signal handler: finish the step, write a checkpoint, return
+};
+
+struct RunResult {
+  int64_t steps = 0, epochs = 0;
+  bool stopped = false;  // by `stop`
+  double loss = 0;       // mean of the last log interval
+  double knn_top1 = -1;  // last online k-NN, percent; -1: none
+  int64_t bad_images = 0;
+  double seconds = 0;
+  std::filesystem::path checkpoint;  // newest
+};
+
+RunResult pretrain(Device& device, Comm& comm, const Config& config, const RunOptions& options);
+
+/// What a run will hold in memory and do, as text: parameters, queue, batch, steps, epochs, expected arena (dry run).
+std::string plan_text(const Config& config);
+
+}  // namespace csml

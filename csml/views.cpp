@@ -1,0 +1,21 @@
+#include "csml/views.h"
+
+namespace csml {
+
+ViewInput::ViewInput(Device& device, int64_t batch, const ViewSpec& spec)
+    : spec_(spec),
+      pixels_(device, {batch, spec.augment.crop_size, spec.augment.crop_size, spec.augment.channels}, DType::u8),
+      params_(device, {batch, ColorParams::kColumns}) {}
+
+void ViewInput::upload(const ViewBatch& batch) {
+  pixels_.upload(batch.images);
+  params_.upload(batch.params);
+}
+
+Tensor ViewInput::images() const {
+  Tensor out(pixels_.device(), pixels_.shape());
+  augment(pixels_, params_, out, spec_.augment.mean, spec_.augment.std);
+  return out;
+}
+
+}  // namespace csml

@@ -1,0 +1,86 @@
+// Data sets: images with or without labels, from one SPEC string.
+//
+//   SPEC = [KIND:]PATH[?OPTION&OPTION…]      (? also separates options; without KIND it is recognised from the path)
+//
+//   KIND       PATH
+//   cifar10    directory of the binary version's files (any of data_batch_1 … 5.bin; test_batch.bin), or the one above
+//   cifar100   likewise: train.bin, test.bin; fine labels
+//   idx        directory of MNIST-like files, plain or .gz
+//   folder     directory with train/ and val/ (or test/) in it, of which split picks one, or without; then one folder
+//              per class, sorted by name, searched to any depth; or images directly in it, unlabelled
+//   list       text file, one image a line: "PATH NUMBER", "PATH<tab>CLASS" or "PATH"; relative to the list's folder
+//   synthetic  the word "shapes": drawn shapes, limit of them (default 2000), size pixels wide (default 32)
+//
+//   split=train|test   part of the data set (default train; val means test)
+//   limit=N            N images, class-balanced: the first of every class in file order, then the second of every
+//                      class, … until there are N. A smaller limit is a subset of a larger one.
+//   holdout=P%         cuts P % of every class off (after limit), chosen by a fixed seed;
+//   part=rest|holdout  says which side of the cut this data set is (default rest)
+//   size=N             images come as N x N: short side resized to N (bilinear), central crop
+//   channels=1|3       gray is repeated to 3 channels, colour is reduced to luma for 1 (default 3)
+//   labels=none        forgets the labels
+//
+// Errors: UsageError for a SPEC that cannot be read, Error for data that are missing or damaged.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/decode.h"
+#include "data/image.h"
+#include "data/resize.h"
+
+namespace csml {
+
+/// Memory reused from image to image, one per thread.
+struct LoadScratch {
+  std::vector<uint8_t> bytes;
+  Image decoded, resized;
+  ResizeScratch resize;
+};
+
+class Dataset {
+ public:
+  virtual ~Dataset() = default;
+
+  int64_t size() const { return static_cast<int64_t>(labels_.size()); }
+  /// Class of image i in [0, class_count()), -1 when it has none.
+  int label(int64_t i) const;
+  bool has_labels() const { return class_count() > 0; }
+  int class_count() const { return static_cast<int>(class_names_.size()); }
+  const std::vector<std::string>& class_names() const { return class_names_; }
+  int channels() const { return channels_; }
+  /// One line: kind, path, images, classes, pixels.
+  std::string describe() const;
+  /// Where image i comes from: a file's path, or "PATH#17" for the 17th record.
+  virtual std::string name(int64_t i) const = 0;
+  /// xxh3 over the content (images in memory) or over relative names, file sizes and labels (image files).
+  virtual uint64_t fingerprint() const = 0;
+  /// Pixels are in memory and need no decoding.
+  virtual bool in_memory() const = 0;
+  /// Pixels of image i, valid until the scratch is used again. Throws Error naming the file when it cannot be read.
+  /// Thread-safe for different scratches.
+  virtual ImageView view(int64_t i, LoadScratch& scratch) const = 0;
+
+  /// A copy of image i.
+  Image load(int64_t i) const;
+  /// "32 x 32 x 3 in memory", "image files": the end of describe().
+  virtual std::string pixels_text() const = 0;
+
+ protected:
+  friend std::unique_ptr<Dataset> open_dataset(const std::string& spec, const DecodeLimits& limits);
+  /// Keeps the images listed (ascending).
+  virtual void select(const std::vector<int64_t>& keep) = 0;
+
+  std::string kind_, path_, note_;  // note_: what else describe() should say
+  std::vector<int> labels_;
+  std::vector<std::string> class_names_;
+  int channels_ = 3;
+};
+
+/// Opens a data set by its SPEC. `limits` guard the decoding of image files.
+std::unique_ptr<Dataset> open_dataset(const std::string& spec, const DecodeLimits& limits = {});
+
+}  // namespace csml

@@ -1,0 +1,55 @@
+// Bytes of an image file -> u8 pixels. JPEG through libjpeg-turbo, PNG and BMP through stb_image, binary PGM and PPM;
+// all behind caps.
+//
+// The format is taken from the first bytes, never from the file's name. What the pixels mean follows Pillow's
+// convert("RGB") and convert("L"), so that training sees what torchvision would show:
+// - EXIF orientation and ICC profiles are not applied; alpha is dropped, not composited;
+// - 16-bit PNG samples keep their high byte (Pillow clips 16-bit gray instead);
+// - CMYK and YCCK are read as Adobe writes them, inverted: r = (1 - c)(1 - k);
+// - luma = (19595 r + 38470 g + 7471 b + 32768) >> 16.
+// A file that ends early is an error. Damage inside a JPEG that its decoder can step over is a counted warning.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "data/image.h"
+
+namespace csml {
+
+/// What a file may ask for. Every cap depends on the file alone, never on time.
+struct DecodeLimits {
+  size_t file_bytes = size_t{64} << 20;
+  int64_t pixels = 100'000'000;         // height * width
+  int side = 65'500;                    // longest side, pixels
+  int scans = 500;                      // of a progressive JPEG
+  int64_t scan_pixels = 4'000'000'000;  // scans * pixels of a progressive JPEG: bounds its work
+  size_t memory = size_t{1} << 30;      // bytes a decoder may hold beside the result
+  bool accept_truncated = false;        // a JPEG that ends early: keep what is there, the rest is gray
+};
+
+enum class ImageFormat { jpeg, png, bmp, pnm };
+
+struct DecodeInfo {
+  ImageFormat format = ImageFormat::jpeg;
+  int height = 0, width = 0;
+  int warnings = 0;           // damage that the decoder stepped over
+  std::string first_warning;  // its text; empty without warnings
+};
+
+/// Decodes a whole file held in memory into `out` with 3 (RGB) or 1 (luma) channels. Throws Error saying what is wrong
+/// with the bytes ("truncated JPEG: …", "not an image: …"); the caller adds the file's name. Thread-safe.
+DecodeInfo decode_image(std::span<const uint8_t> bytes, int channels, Image& out, const DecodeLimits& limits = {});
+
+/// Reads a regular file of at most limits.file_bytes bytes. Throws Error with the reason (without the path).
+void read_file(const std::string& path, std::vector<uint8_t>& bytes, const DecodeLimits& limits = {});
+
+/// Luma of one RGB pixel as Pillow's convert("L") computes it.
+inline uint8_t luma(int r, int g, int b) {
+  return static_cast<uint8_t>((19595 * r + 38470 * g + 7471 * b + 32768) >> 16);
+}
+
+}  // namespace csml

@@ -1,0 +1,275 @@
+// Image files: a folder (one subfolder per class, or flat and unlabelled) or a list of paths with labels.
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "data/dataset_kinds.h"
+#include "kernels/check.h"
+
+namespace csml {
+namespace fs = std::filesystem;
+namespace {
+
+class FileDataset : public Dataset {
+ public:
+  FileDataset(const DatasetSpec& spec, const DecodeLimits& limits, std::string root, std::vector<std::string> files,
+              std::vector<int> labels, std::vector<std::string> class_names, std::string note)
+      : root_(std::move(root)), files_(std::move(files)), limits_(limits), size_(spec.size) {
+    kind_ = spec.kind;
+    path_ = spec.path;
+    note_ = std::move(note);
+    labels_ = std::move(labels);
+    class_names_ = std::move(class_names);
+    channels_ = spec.channels;
+  }
+
+  std::string name(int64_t i) const override {
+    return (fs::path(root_) / files_[static_cast<size_t>(i)]).string();  // an absolute file replaces the root
+  }
+  bool in_memory() const override { return false; }
+  std::string pixels_text() const override {
+    return size_ > 0 ? cat("image files as {0} x {0} x {1}", size_, channels_)
+                     : cat("image files, {} channels", channels_);
+  }
+
+  uint64_t fingerprint() const override {
+    uint64_t hash = 0;
+    for (int64_t i = 0; i < size(); ++i) {
+      const std::string& file = files_[static_cast<size_t>(i)];
+      struct stat status {};
+      const bool known = ::stat(name(i).c_str(), &status) == 0;
+      const int64_t numbers[2] = {known ? static_cast<int64_t>(status.st_size) : -1, label(i)};
+      hash = hash_bytes(file.data(), file.size(), hash);
+      hash = hash_bytes(numbers, sizeof numbers, hash);
+    }
+    return hash;
+  }
+
+  ImageView view(int64_t i, LoadScratch& scratch) const override {
+    const std::string path = name(i);
+    try {
+      read_file(path, scratch.bytes, limits_);
+      decode_image(scratch.bytes, channels_, scratch.decoded, limits_);
+    } catch (const std::exception& e) { throw Error(cat("{}: {}", path, e.what())); }
+    const ImageView image = scratch.decoded.view();
+    return size_ > 0 ? fit_square(image, size_, scratch.resized, scratch.resize) : image;
+  }
+
+ protected:
+  void select(const std::vector<int64_t>& keep) override {
+    for (size_t to = 0; to < keep.size(); ++to) {
+      const auto from = static_cast<size_t>(keep[to]);
+      labels_[to] = labels_[from];
+      if (to != from) files_[to] = std::move(files_[from]);
+    }
+    labels_.resize(keep.size());
+    files_.resize(keep.size());
+  }
+
+ private:
+  std::string root_;
+  std::vector<std::string> files_;  // relative to root_
+  DecodeLimits limits_;
+  int size_;
+};
+
+bool hidden(const fs::path& path) { return path.filename().string().starts_with('.'); }
+
+bool is_image_name(const fs::path& path) {
+  static const std::set<std::string> kExtensions = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm"};
+  std::string extension = path.extension().string();
+  for (char& c : extension) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return kExtensions.count(extension) > 0;
+}
+
+using DirectoryId = std::pair<dev_t, ino_t>;
+
+DirectoryId directory_id(const fs::path& path) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0) throw Error(cat("{}: cannot be examined", path.string()));
+  return {status.st_dev, status.st_ino};
+}
+
+/// Collects the image files below `directory`, as paths relative to `root`. `above` holds the directories that lead
+/// here: a link back to one of them is not followed.
+void collect(const fs::path& directory, const fs::path& relative, std::set<DirectoryId>& above,
+             std::vector<std::string>& files) {
+  const DirectoryId id = directory_id(directory);
+  if (!above.insert(id).second) return;
+  std::error_code error;
+  fs::directory_iterator entries(directory, error);
+  if (error) throw Error(cat("{}: cannot be listed: {}", directory.string(), error.message()));
+  for (const fs::directory_entry& entry : entries) {
+    if (hidden(entry.path())) continue;
+    const fs::path below = relative / entry.path().filename();
+    if (entry.is_directory(error)) {
+      collect(entry.path(), below, above, files);
+    } else if (is_image_name(entry.path()) && entry.is_regular_file(error)) {
+      files.push_back(below.string());
+    }
+  }
+  above.erase(id);
+}
+
+std::vector<std::string> sorted_images(const fs::path& directory, const fs::path& relative) {
+  std::set<DirectoryId> above;
+  std::vector<std::string> files;
+  collect(directory, relative, above, files);
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+/// Names of the subdirectories, sorted; hidden ones left out.
+std::vector<std::string> subdirectories(const fs::path& directory) {
+  std::vector<std::string> names;
+  std::error_code error;
+  fs::directory_iterator entries(directory, error);
+  if (error) throw Error(cat("{}: cannot be listed: {}", directory.string(), error.message()));
+  for (const fs::directory_entry& entry : entries)
+    if (!hidden(entry.path()) && entry.is_directory(error)) names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+bool has_images(const fs::path& directory) {
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory, error))
+    if (!hidden(entry.path()) && is_image_name(entry.path()) && entry.is_regular_file(error)) return true;
+  return false;
+}
+
+/// Where the images of the asked split lie, and the folder whose subfolders name the classes.
+struct Layout {
+  fs::path images, classes;
+};
+
+Layout find_layout(const DatasetSpec& spec) {
+  const fs::path root = spec.path;
+  const std::vector<std::string> names = subdirectories(root);
+  const auto has = [&](const char* name) { return std::find(names.begin(), names.end(), name) != names.end(); };
+  const bool splits = has("train") && std::all_of(names.begin(), names.end(), [](const std::string& name) {
+                        return name == "train" || name == "val" || name == "validation" || name == "test";
+                      });
+  if (!splits) {
+    if (spec.test)
+      throw Error(cat("data set folder:{}: split=test needs the folders train/ and val/ (or test/) in it", spec.path));
+    return {root, root};
+  }
+  if (!spec.test) return {root / "train", root / "train"};
+  for (const char* name : {"val", "validation", "test"})  // ImageNet's test images have no labels: val goes first
+    if (has(name)) return {root / name, root / "train"};
+  throw Error(cat("data set folder:{}: split=test, but there is no val/ or test/ beside train/", spec.path));
+}
+
+}  // namespace
+
+std::unique_ptr<Dataset> open_folder(const DatasetSpec& spec, const DecodeLimits& limits) {
+  std::error_code error;
+  if (!fs::is_directory(spec.path, error)) throw Error(cat("data set folder:{}: no such directory", spec.path));
+  const Layout layout = find_layout(spec);
+  std::vector<std::string> files, classes = subdirectories(layout.classes);
+  std::vector<int> labels;
+  std::string note;
+  const bool flat = has_images(layout.images);
+  if (flat || classes.empty()) {
+    if (flat && !classes.empty()) note = "unlabelled, because images lie beside the subfolders";
+    classes.clear();
+    files = sorted_images(layout.images, {});
+    labels.assign(files.size(), -1);
+  } else {
+    for (const std::string& name : subdirectories(layout.images)) {
+      const auto found = std::lower_bound(classes.begin(), classes.end(), name);
+      if (found == classes.end() || *found != name)
+        throw Error(cat("data set folder:{}: class {} of {} is not among the classes of {}", spec.path, name,
+                        layout.images.filename().string(), layout.classes.string()));
+      const std::vector<std::string> found_files = sorted_images(layout.images / name, name);
+      files.insert(files.end(), found_files.begin(), found_files.end());
+      labels.resize(files.size(), static_cast<int>(found - classes.begin()));
+    }
+  }
+  if (files.empty())
+    throw Error(cat("data set folder:{}: no image in it (jpg, jpeg, png, bmp, ppm, pgm)", layout.images.string()));
+  return std::make_unique<FileDataset>(spec, limits, layout.images.string(), std::move(files), std::move(labels),
+                                       std::move(classes), std::move(note));
+}
+
+// One image a line: "PATH LABEL" with a whole number, or "PATH<tab>CLASS" with any name, or "PATH" alone. Relative
+// paths start at the list's folder. Empty lines and lines that begin with # are skipped.
+std::unique_ptr<Dataset> open_list(const DatasetSpec& spec, const DecodeLimits& limits) {
+  std::vector<uint8_t> bytes;
+  DecodeLimits text_limits;
+  text_limits.file_bytes = size_t{1} << 30;
+  try {
+    read_file(spec.path, bytes, text_limits);
+  } catch (const Error& e) { throw Error(cat("data set list:{}: {}", spec.path, e.what())); }
+  std::vector<std::string> files, words;
+  std::vector<int> lines;
+  int line_number = 0;
+  for (size_t at = 0; at < bytes.size();) {
+    ++line_number;
+    const auto end =
+        static_cast<size_t>(std::find(bytes.begin() + static_cast<ptrdiff_t>(at), bytes.end(), '\n') - bytes.begin());
+    std::string line(bytes.begin() + static_cast<ptrdiff_t>(at), bytes.begin() + static_cast<ptrdiff_t>(end));
+    at = end + 1;
+    while (!line.empty() && std::strchr(" \t\r", line.back())) line.pop_back();
+    if (line.empty() || line[0] == '#') continue;
+    if (line.find('\0') != std::string::npos)
+      throw Error(cat("data set list:{}: line {} is not text", spec.path, line_number));
+    const size_t tab = line.rfind('\t'), cut = tab != std::string::npos ? tab : line.rfind(' ');
+    std::string word = cut == std::string::npos ? "" : line.substr(cut + 1);
+    const bool digits =
+        !word.empty() && std::all_of(word.begin(), word.end(), [](char c) { return c >= '0' && c <= '9'; });
+    if (tab == std::string::npos && !digits) word.clear();
+    if (!word.empty()) line.resize(cut);
+    while (!line.empty() && std::strchr(" \t", line.back())) line.pop_back();
+    if (!words.empty() && words.front().empty() != word.empty())
+      throw Error(cat("data set list:{}: line {} {} a label, unlike the lines before", spec.path, line_number,
+                      word.empty() ? "lacks" : "has"));
+    files.push_back(std::move(line));
+    words.push_back(std::move(word));
+    lines.push_back(line_number);
+  }
+  if (files.empty()) throw Error(cat("data set list:{}: no image in it", spec.path));
+  const std::string root = fs::absolute(spec.path).parent_path().string();
+  std::error_code error;
+  if (!fs::exists(fs::path(root) / files[0], error))
+    throw Error(cat("data set list:{}: {} (line {}) does not exist; relative paths start at the list's folder",
+                    spec.path, files[0], lines[0]));
+
+  std::vector<int> labels(files.size(), -1);
+  std::vector<std::string> classes;
+  if (!words[0].empty()) {
+    const bool numbers = std::all_of(words.begin(), words.end(), [](const std::string& word) {
+      return std::all_of(word.begin(), word.end(), [](char c) { return c >= '0' && c <= '9'; });
+    });
+    if (numbers) {
+      constexpr int kMaxClasses = 1'000'000;
+      int count = 0;
+      for (size_t i = 0; i < words.size(); ++i) {
+        const auto result = std::from_chars(words[i].data(), words[i].data() + words[i].size(), labels[i]);
+        if (result.ec != std::errc() || labels[i] >= kMaxClasses)
+          throw Error(
+              cat("data set list:{}: line {}: label {} is not below {}", spec.path, lines[i], words[i], kMaxClasses));
+        count = std::max(count, labels[i] + 1);
+      }
+      for (int c = 0; c < count; ++c) classes.push_back(cat("{}", c));
+    } else {
+      std::map<std::string, int> number;
+      for (const std::string& word : words) number[word] = 0;
+      for (auto& [word, value] : number) {
+        value = static_cast<int>(classes.size());
+        classes.push_back(word);
+      }
+      for (size_t i = 0; i < words.size(); ++i) labels[i] = number[words[i]];
+    }
+  }
+  return std::make_unique<FileDataset>(spec, limits, root, std::move(files), std::move(labels), std::move(classes), "");
+}
+
+}  // namespace csml

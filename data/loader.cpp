@@ -1,0 +1,304 @@
+#include "data/loader.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <set>
+
+#include "data/pipeline.h"
+#include "kernels/check.h"
+#include "kernels/random.h"
+
+namespace csml {
+namespace {
+
+/// Images that could not be read, shared by all workers.
+class BadImages {
+ public:
+  BadImages(const Dataset& dataset, double max_share, BadImageCallback callback)
+      : dataset_(dataset), max_share_(max_share), callback_(std::move(callback)) {}
+
+  /// Pixels of image i, or nothing when it is (or was) unreadable. Throws once too many are, for every worker the same.
+  bool view(int64_t i, LoadScratch& scratch, ImageView& image) {
+    if (count_.load(std::memory_order_relaxed) > 0) {
+      const std::lock_guard lock(mutex_);
+      if (!too_many_.empty()) throw Error(too_many_);
+      if (bad_.count(i)) return false;
+    }
+    try {
+      image = dataset_.view(i, scratch);
+      return true;
+    } catch (const std::bad_alloc&) {
+      throw;  // no fault of the image
+    } catch (const std::exception& e) {
+      report(i, e.what());
+      return false;
+    }
+  }
+  int64_t count() const { return count_.load(); }
+
+ private:
+  void report(int64_t i, const std::string& reason) {
+    const std::lock_guard lock(mutex_);
+    if (!too_many_.empty()) throw Error(too_many_);
+    if (!bad_.insert(i).second) return;
+    count_.store(static_cast<int64_t>(bad_.size()));
+    const std::string path = dataset_.name(i);
+    if (callback_) callback_(path, reason.starts_with(path + ": ") ? reason.substr(path.size() + 2) : reason);
+    if (static_cast<double>(bad_.size()) > max_share_ * static_cast<double>(dataset_.size()))
+      too_many_ = cat("{} of {} images cannot be read, more than data.max_bad_share = {} allows; the last one: {}",
+                      bad_.size(), dataset_.size(), max_share_, reason);
+    if (!too_many_.empty()) throw Error(too_many_);
+  }
+
+  const Dataset& dataset_;
+  double max_share_;
+  BadImageCallback callback_;
+  std::mutex mutex_;
+  std::set<int64_t> bad_;
+  std::string too_many_;  // why loading stopped; empty while it goes on
+  std::atomic<int64_t> count_{0};
+};
+
+void check_options(const Dataset& dataset, const LoaderOptions& o) {
+  CHECK(dataset.size() > 0 && dataset.size() < (int64_t{1} << 31), "a data set of {} images", dataset.size());
+  if (o.workers < 0 || o.workers > 1024) throw UsageError(cat("data.workers = {}: must be 0 to 1024", o.workers));
+  if (o.batch_size < 1) throw UsageError(cat("batch size {}: must be positive", o.batch_size));
+  if (o.prefetch < 1) throw UsageError(cat("data.prefetch = {}: must be positive", o.prefetch));
+  CHECK(o.ranks >= 1 && o.rank >= 0 && o.rank < o.ranks, "rank {} of {}", o.rank, o.ranks);
+}
+
+/// Positions that a worker takes at once: enough to make the queue's lock cheap, few enough to share a batch.
+int chunk_size(const Dataset& dataset, const LoaderOptions& o) {
+  const int share = o.batch_size / (2 * std::max(o.workers, 1));
+  return std::clamp(dataset.in_memory() ? share : 2, 1, 32);
+}
+
+}  // namespace
+
+// ---- pretraining ---------------------------------------------------------------------------------------------------
+
+struct Loader::State {
+  const Dataset& dataset;
+  std::vector<ViewSpec> views;
+  LoaderOptions options;
+  bool wants_neighbor = false;
+  BadImages bad;
+  int64_t epoch = 0;
+  std::vector<int32_t> order;
+  std::shared_ptr<const NeighborTable> neighbors;
+  Pipeline<Batch, LoadScratch> pipeline;  // last: its threads stop before the rest goes
+
+  State(const Dataset& d, std::vector<ViewSpec> v, LoaderOptions o)
+      : dataset(d),
+        views(std::move(v)),
+        options(std::move(o)),
+        bad(d, options.max_bad_share, options.on_bad_image),
+        pipeline(options.workers, options.prefetch, chunk_size(d, options),
+                 {[this](int64_t number, Batch& batch) { return prepare(number, batch); },
+                  [this](Batch& batch, int first, int last, LoadScratch& scratch) {
+                    for (int at = first; at < last; ++at) fill(batch, static_cast<size_t>(at), scratch);
+                  }}) {
+    for (const ViewSpec& view : views) wants_neighbor |= view.source == ViewSpec::Source::neighbor;
+  }
+
+  int prepare(int64_t number, Batch& batch) const {
+    const auto count = static_cast<size_t>(options.batch_size);
+    batch.epoch = epoch;
+    batch.index = number;
+    batch.views.resize(views.size());
+    for (size_t v = 0; v < views.size(); ++v) {
+      const AugmentConfig& augment = views[v].augment;
+      batch.views[v].size = augment.crop_size;
+      batch.views[v].channels = augment.channels;
+      batch.views[v].images.resize(count * image_bytes(augment));
+      batch.views[v].params.resize(count * ColorParams::kColumns);
+    }
+    batch.samples.resize(count);
+    batch.neighbors.resize(count);
+    batch.labels.resize(count);
+    return options.batch_size;
+  }
+
+  static size_t image_bytes(const AugmentConfig& augment) {
+    return static_cast<size_t>(augment.crop_size) * augment.crop_size * augment.channels;
+  }
+
+  /// All views of one source, from one decode. Keys are the sample's, not the neighbour's: two samples that share a
+  /// neighbour get different views of it.
+  void make_views(Batch& batch, size_t at, ViewSpec::Source source, const ImageView& image, int64_t sample,
+                  LoadScratch& scratch) const {
+    for (size_t v = 0; v < views.size(); ++v) {
+      const ViewSpec& view = views[v];
+      if (view.source != source) continue;
+      const auto key = static_cast<uint64_t>(sample), key_epoch = static_cast<uint64_t>(batch.epoch);
+      const CropBox crop =
+          draw_crop(view.augment, image.height, image.width, options.seed, key_epoch, key, view.number);
+      ColorParams color = draw_color(view.augment, options.seed, key_epoch, key, view.number);
+      color.flip = crop.flip ? 1.0f : 0.0f;
+      resize(image.crop(crop.y, crop.x, crop.height, crop.width), view.augment.crop_size, view.augment.crop_size,
+             view.augment.filter, batch.views[v].images.data() + at * image_bytes(view.augment), scratch.resize);
+      std::memcpy(batch.views[v].params.data() + at * ColorParams::kColumns, &color, sizeof color);
+    }
+  }
+
+  /// The image at hand is `sample` or its replacement; returns which.
+  int64_t own_image(int64_t sample, int64_t at_epoch, LoadScratch& scratch, ImageView& image) {
+    if (bad.view(sample, scratch, image)) return sample;
+    Random random(options.seed, Purpose::replace, static_cast<uint64_t>(at_epoch), static_cast<uint64_t>(sample));
+    for (int attempt = 0; attempt < 1000; ++attempt) {
+      const int64_t other = random.below(static_cast<uint32_t>(dataset.size()));
+      if (bad.view(other, scratch, image)) return other;
+    }
+    throw Error(cat("no readable image found in {} to stand for {}", dataset.describe(), dataset.name(sample)));
+  }
+
+  void fill(Batch& batch, size_t at, LoadScratch& scratch) {
+    const int64_t global = batch.index * options.ranks + options.rank;
+    const int64_t drawn = order[static_cast<size_t>(global * options.batch_size) + at];
+    ImageView image;
+    const int64_t sample = own_image(drawn, batch.epoch, scratch, image);
+    batch.samples[at] = sample;
+    batch.labels[at] = dataset.label(sample);
+    batch.neighbors[at] = -1;
+    make_views(batch, at, ViewSpec::Source::own, image, sample, scratch);
+    if (!wants_neighbor) return;
+
+    const auto k = static_cast<uint32_t>(neighbors->k);
+    const int32_t* row = neighbors->index.data() + static_cast<size_t>(sample) * k;
+    Random random(options.seed, Purpose::neighbor, static_cast<uint64_t>(batch.epoch), static_cast<uint64_t>(sample));
+    const uint32_t first = random.below(k);
+    int64_t neighbor = sample;
+    for (uint32_t step = 0; step < k; ++step)
+      if (bad.view(row[(first + step) % k], scratch, image)) {
+        neighbor = row[(first + step) % k];
+        break;
+      }
+    if (neighbor == sample && !bad.view(sample, scratch, image))
+      throw Error(cat("{} could be read a moment ago and cannot any more", dataset.name(sample)));
+    batch.neighbors[at] = neighbor;
+    make_views(batch, at, ViewSpec::Source::neighbor, image, sample, scratch);
+  }
+};
+
+Loader::Loader(const Dataset& dataset, std::vector<ViewSpec> views, LoaderOptions options) {
+  check_options(dataset, options);
+  CHECK(!views.empty(), "a loader without views");
+  for (const ViewSpec& view : views) {
+    check_augment(view.augment);
+    if (view.augment.channels != dataset.channels())
+      throw UsageError(cat("augment.channels = {} for images of {} channels: set the data set's option channels={}",
+                           view.augment.channels, dataset.channels(), view.augment.channels));
+  }
+  state_ = std::make_unique<State>(dataset, std::move(views), std::move(options));
+  if (batches_per_epoch() == 0)
+    throw UsageError(cat("{} images do not fill a batch of {} on {} processes: make the batch smaller", dataset.size(),
+                         state_->options.batch_size, state_->options.ranks));
+}
+
+Loader::~Loader() = default;
+
+int64_t Loader::batches_per_epoch() const {
+  return state_->dataset.size() / (int64_t{state_->options.batch_size} * state_->options.ranks);
+}
+
+void Loader::start_epoch(int64_t epoch, int64_t first_batch, std::shared_ptr<const NeighborTable> neighbors) {
+  State& s = *state_;
+  CHECK(epoch >= 0 && first_batch >= 0 && first_batch <= batches_per_epoch(), "start at epoch {}, batch {} of {}",
+        epoch, first_batch, batches_per_epoch());
+  const int64_t n = s.dataset.size();
+  if (s.wants_neighbor) {
+    CHECK(neighbors && neighbors->k > 0, "a view of a neighbour needs the neighbour table");
+    CHECK(static_cast<int64_t>(neighbors->index.size()) == n * neighbors->k,
+          "a neighbour table of {} entries for {} images with {} neighbours", neighbors->index.size(), n, neighbors->k);
+    for (int32_t j : neighbors->index) CHECK(j >= 0 && j < n, "neighbour {} in a data set of {} images", j, n);
+  }
+  s.pipeline.stop();
+  s.epoch = epoch;
+  s.neighbors = std::move(neighbors);
+  s.order.resize(static_cast<size_t>(n));
+  for (size_t i = 0; i < s.order.size(); ++i) s.order[i] = static_cast<int32_t>(i);
+  Random random(s.options.seed, Purpose::order, static_cast<uint64_t>(epoch));
+  for (size_t i = s.order.size(); i > 1; --i)
+    std::swap(s.order[i - 1], s.order[random.below(static_cast<uint32_t>(i))]);
+  s.pipeline.start(first_batch, batches_per_epoch());
+}
+
+bool Loader::next(Batch& batch) { return state_->pipeline.next(batch); }
+int64_t Loader::bad_images() const { return state_->bad.count(); }
+
+// ---- evaluation ----------------------------------------------------------------------------------------------------
+
+struct EvalLoader::State {
+  const Dataset& dataset;
+  EvalTransform transform;
+  LoaderOptions options;
+  BadImages bad;
+  Pipeline<EvalBatch, LoadScratch> pipeline;
+
+  State(const Dataset& d, EvalTransform t, LoaderOptions o)
+      : dataset(d),
+        transform(t),
+        options(std::move(o)),
+        bad(d, options.max_bad_share, options.on_bad_image),
+        pipeline(options.workers, options.prefetch, chunk_size(d, options),
+                 {[this](int64_t number, EvalBatch& batch) { return prepare(number, batch); },
+                  [this](EvalBatch& batch, int first, int last, LoadScratch& scratch) {
+                    for (int at = first; at < last; ++at) fill(batch, static_cast<size_t>(at), scratch);
+                  }}) {}
+
+  size_t image_bytes() const {
+    return static_cast<size_t>(transform.size) * transform.size * static_cast<size_t>(dataset.channels());
+  }
+
+  int prepare(int64_t number, EvalBatch& batch) const {
+    batch.first = number * options.batch_size;
+    batch.count = static_cast<int>(std::min<int64_t>(options.batch_size, dataset.size() - batch.first));
+    const auto count = static_cast<size_t>(batch.count);
+    batch.images.resize(count * image_bytes());
+    batch.labels.resize(count);
+    batch.valid.resize(count);
+    return batch.count;
+  }
+
+  void fill(EvalBatch& batch, size_t at, LoadScratch& scratch) {
+    const int64_t i = batch.first + static_cast<int64_t>(at);
+    uint8_t* out = batch.images.data() + at * image_bytes();
+    ImageView image;
+    batch.labels[at] = dataset.label(i);
+    batch.valid[at] = bad.view(i, scratch, image);
+    if (!batch.valid[at]) {
+      std::memset(out, 0, image_bytes());
+      return;
+    }
+    try {
+      eval_image(image, transform, out, scratch.resize);
+    } catch (const Error& e) { throw Error(cat("{}: {}", dataset.name(i), e.what())); }
+  }
+
+  int64_t batches() const { return (dataset.size() + options.batch_size - 1) / options.batch_size; }
+};
+
+EvalLoader::EvalLoader(const Dataset& dataset, EvalTransform transform, LoaderOptions options) {
+  check_options(dataset, options);
+  if (transform.size < 1 || transform.size > 4096 || (transform.resize != 0 && transform.resize < transform.size))
+    throw UsageError(cat("evaluation crop of {} pixels from a short side of {}", transform.size, transform.resize));
+  state_ = std::make_unique<State>(dataset, transform, std::move(options));
+  start();
+}
+
+EvalLoader::~EvalLoader() = default;
+
+void EvalLoader::start(int64_t first) {
+  State& s = *state_;
+  CHECK(first >= 0 && first % s.options.batch_size == 0, "evaluation starts at image {}, not a multiple of {}", first,
+        s.options.batch_size);
+  s.pipeline.stop();
+  s.pipeline.start(first / s.options.batch_size, s.batches());
+}
+
+bool EvalLoader::next(EvalBatch& batch) { return state_->pipeline.next(batch); }
+int64_t EvalLoader::bad_images() const { return state_->bad.count(); }
+
+}  // namespace csml

@@ -1,0 +1,94 @@
+#include "engine/device.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "kernels/cpu/backend.h"
+
+namespace csml {
+
+void set_compute_threads(int threads) { omp_set_num_threads(threads > 0 ? threads : omp_get_num_procs()); }
+
+int compute_threads() { return omp_get_max_threads(); }
+
+Storage::~Storage() { pool_->give(data_, capacity_); }
+
+Pool::~Pool() { trim(); }
+
+std::pair<void*, size_t> Pool::take(size_t bytes) {
+  constexpr size_t kUnit = 512;
+  bytes = std::max(kUnit, (bytes + kUnit - 1) / kUnit * kUnit);
+  auto best = free_.lower_bound(bytes);
+  std::pair<void*, size_t> block;
+  if (best != free_.end() && best->first <= bytes + bytes / 4) {
+    block = {best->second, best->first};
+    free_.erase(best);
+  } else {
+    block = {backend_.allocate(bytes), bytes};
+    stats_.reserved += bytes;
+    ++stats_.growths;
+  }
+  stats_.in_use += block.second;
+  stats_.peak = std::max(stats_.peak, stats_.in_use);
+  return block;
+}
+
+void Pool::give(void* data, size_t capacity) {
+  stats_.in_use -= capacity;
+  free_.emplace(capacity, data);
+}
+
+void Pool::trim() {
+  for (auto& [capacity, data] : free_) {
+    backend_.release(data);
+    stats_.reserved -= capacity;
+  }
+  free_.clear();
+}
+
+std::unique_ptr<Device> Device::open(const std::string& spec) {
+  if (spec == "cpu" || spec == "auto") return std::make_unique<Device>(std::make_unique<CpuBackend>());
+  if (spec.rfind("cuda", 0) == 0)
+    throw Error(cat("device '{}': this build has no CUDA backend; use --device cpu", spec));
+  throw UsageError(cat("device '{}' is unknown; use auto, cpu, cuda or cuda:N", spec));
+}
+
+Device::Device(std::unique_ptr<Backend> backend)
+    : backend_(std::move(backend)), main_(std::make_shared<Pool>(*backend_)), current_(main_) {}
+
+std::shared_ptr<Storage> Device::allocate(size_t bytes) {
+  auto [data, capacity] = current_->take(bytes);
+  return std::make_shared<Storage>(*this, current_, data, capacity);
+}
+
+ArenaStats Device::stats() const {
+  ArenaStats total = main_->stats();
+  for (const auto& weak : recordings_)
+    if (auto recording = weak.lock()) {
+      const ArenaStats& s = recording->pool_->stats();
+      total.reserved += s.reserved;
+      total.in_use += s.in_use;
+      total.peak += s.peak;
+      total.growths += s.growths;
+    }
+  return total;
+}
+
+std::shared_ptr<RecordedStep> Device::record(const std::function<void()>& work) {
+  CHECK(current_ == main_, "a recording is already under way");
+  auto recording = std::make_shared<RecordedStep>();
+  recording->pool_ = std::make_shared<Pool>(*backend_);
+  current_ = recording->pool_;
+  try {
+    recording->replay_ = backend_->record(work);
+  } catch (...) {
+    current_ = main_;
+    throw;
+  }
+  current_ = main_;
+  recordings_.push_back(recording);
+  return recording;
+}
+
+}  // namespace csml

@@ -1,0 +1,169 @@
+#include "engine/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <vector>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+namespace csml {
+
+namespace {
+
+const char* advice_for(int code) {
+  switch (code) {
+    case ENOSPC:
+    case EDQUOT:
+      return "; free some space or choose a folder on another disk";
+    case EFBIG:
+      return "; the file size limit is too small (see ulimit -f)";
+    case EACCES:
+    case EPERM:
+      return "; check who owns it and its permissions";
+    case EROFS:
+      return "; it is on a read-only file system, choose another folder";
+    case ENOENT:
+      return "; check the path";
+    case EMFILE:
+    case ENFILE:
+      return "; too many open files (see ulimit -n)";
+    case EIO:
+      return "; the disk reports an error, check its health";
+    default:
+      return "";
+  }
+}
+
+std::string hex_of(XXH128_hash_t hash) { return cat("{:016x}{:016x}", hash.high64, hash.low64); }
+
+FileDescriptor open_to_read(const std::filesystem::path& path) {
+  FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!file) throw_errno("open", path);
+  return file;
+}
+
+/// One read(2), repeated when a signal interrupts it.
+size_t read_some(const FileDescriptor& file, void* data, size_t bytes, const std::filesystem::path& path) {
+  for (;;) {
+    const ssize_t n = ::read(file.get(), data, bytes);
+    if (n >= 0) return static_cast<size_t>(n);
+    if (errno != EINTR) throw_errno("read", path);
+  }
+}
+
+struct HashState {
+  HashState() : state(XXH3_createState()) {
+    CHECK(state != nullptr, "out of memory for a checksum");
+    XXH3_128bits_reset(state);
+  }
+  ~HashState() { XXH3_freeState(state); }
+  HashState(const HashState&) = delete;
+  HashState& operator=(const HashState&) = delete;
+  void update(const void* data, size_t bytes) { XXH3_128bits_update(state, data, bytes); }
+  std::string hex() const { return hex_of(XXH3_128bits_digest(state)); }
+  XXH3_state_t* state;
+};
+
+}  // namespace
+
+void throw_errno(const std::string& action, const std::filesystem::path& path) {
+  const int code = errno;
+  throw Error(cat("cannot {} {}: {}{}", action, path.string(), std::strerror(code), advice_for(code)));
+}
+
+FileDescriptor& FileDescriptor::operator=(FileDescriptor&& other) noexcept {
+  if (this != &other) {
+    close();
+    std::swap(fd_, other.fd_);
+  }
+  return *this;
+}
+
+void FileDescriptor::close() {
+  if (fd_ >= 0) ::close(fd_);
+  fd_ = -1;
+}
+
+FileDigest digest_of(const std::filesystem::path& path) {
+  const FileDescriptor file = open_to_read(path);
+  // Pages that are clean are dropped, so that what is hashed comes from the disk and not from what was just written.
+  posix_fadvise(file.get(), 0, 0, POSIX_FADV_DONTNEED);
+  std::vector<char> chunk(1 << 20);
+  HashState hash;
+  FileDigest digest;
+  while (const size_t n = read_some(file, chunk.data(), chunk.size(), path)) {
+    hash.update(chunk.data(), n);
+    digest.bytes += n;
+  }
+  digest.hex = hash.hex();
+  return digest;
+}
+
+FileDigest digest_of(const void* data, size_t bytes) { return {bytes, hex_of(XXH3_128bits(data, bytes))}; }
+
+std::string read_text_file(const std::filesystem::path& path, size_t most_bytes) {
+  const FileDescriptor file = open_to_read(path);
+  std::string text;
+  char chunk[1 << 14];
+  while (const size_t n = read_some(file, chunk, sizeof chunk, path)) {
+    CHECK(text.size() + n <= most_bytes, "{}: larger than {} bytes, which is not a file of this kind", path.string(),
+          most_bytes);
+    text.append(chunk, n);
+  }
+  return text;
+}
+
+void sync_directory(const std::filesystem::path& folder) {
+  const FileDescriptor directory(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory) throw_errno("open", folder);
+  // Some network file systems cannot flush a folder and say EINVAL; there is nothing better to do on them.
+  if (::fsync(directory.get()) != 0 && errno != EINVAL) throw_errno("flush", folder);
+}
+
+struct AtomicFile::Hash : HashState {};
+
+AtomicFile::AtomicFile(std::filesystem::path path)
+    : path_(std::move(path)), aside_(path_.string() + cat(".tmp-{}", ::getpid())), hash_(std::make_unique<Hash>()) {
+  file_ = FileDescriptor(::open(aside_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (!file_) throw_errno("create", aside_);
+}
+
+AtomicFile::~AtomicFile() {
+  if (file_) ::unlink(aside_.c_str());
+}
+
+void AtomicFile::write(const void* data, size_t bytes) {
+  constexpr size_t kMostPerCall = size_t{1} << 30;  // Linux writes at most 2 GiB at once
+  const char* next = static_cast<const char*>(data);
+  if (bytes > 0) hash_->update(data, bytes);
+  bytes_ += bytes;
+  while (bytes > 0) {
+    const ssize_t n = ::write(file_.get(), next, std::min(bytes, kMostPerCall));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw_errno("write", path_);
+    next += n;
+    bytes -= static_cast<size_t>(n);
+  }
+}
+
+FileDigest AtomicFile::commit() {
+  if (::fsync(file_.get()) != 0) throw_errno("flush", path_);
+  if (::rename(aside_.c_str(), path_.c_str()) != 0) throw_errno("rename a file into place as", path_);
+  file_.close();
+  sync_directory(path_.has_parent_path() ? path_.parent_path() : ".");
+  return {bytes_, hash_->hex()};
+}
+
+FileDigest write_text_file(const std::filesystem::path& path, const std::string& text) {
+  AtomicFile file(path);
+  file.write(text.data(), text.size());
+  return file.commit();
+}
+
+}  // namespace csml

@@ -1,0 +1,74 @@
+// Files that are either whole or absent: written aside, hashed, flushed to disk and renamed into place.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "kernels/check.h"
+
+namespace csml {
+
+/// Throws Error: "cannot <action> <path>: <errno text>; <advice>". Call it right after the failed system call.
+[[noreturn]] void throw_errno(const std::string& action, const std::filesystem::path& path);
+
+/// Owns a POSIX file descriptor; -1 is none.
+class FileDescriptor {
+ public:
+  explicit FileDescriptor(int fd = -1) : fd_(fd) {}
+  FileDescriptor(FileDescriptor&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  FileDescriptor& operator=(FileDescriptor&& other) noexcept;
+  ~FileDescriptor() { close(); }
+
+  int get() const { return fd_; }
+  explicit operator bool() const { return fd_ >= 0; }
+  void close();
+
+ private:
+  int fd_;
+};
+
+/// Size and XXH3-128 of a file's bytes; `hex` is what `xxhsum -H2` prints.
+struct FileDigest {
+  uint64_t bytes = 0;
+  std::string hex;
+  friend bool operator==(const FileDigest&, const FileDigest&) = default;
+};
+
+/// Digest of a file as it is on disk. Throws Error when it cannot be read.
+FileDigest digest_of(const std::filesystem::path& path);
+/// Digest of bytes in memory.
+FileDigest digest_of(const void* data, size_t bytes);
+
+/// Whole content of a small file. Throws Error when it cannot be read or is larger than `most_bytes`.
+std::string read_text_file(const std::filesystem::path& path, size_t most_bytes);
+
+/// Flushes a folder's entries (creations and renames in it) to disk. Throws Error.
+void sync_directory(const std::filesystem::path& folder);
+
+/// Writes `path` aside as "<path>.tmp-<pid>"; commit() flushes it to disk and renames it into place. Until then, and
+/// after any failure, `path` is untouched and the file aside is removed by the destructor. Permissions follow the
+/// umask.
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::filesystem::path path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(const void* data, size_t bytes);
+  FileDigest commit();
+
+ private:
+  struct Hash;
+  std::filesystem::path path_, aside_;
+  FileDescriptor file_;
+  std::unique_ptr<Hash> hash_;
+  uint64_t bytes_ = 0;
+};
+
+/// AtomicFile in one call.
+FileDigest write_text_file(const std::filesystem::path& path, const std::string& text);
+
+}  // namespace csml

@@ -1,0 +1,324 @@
+// Backend: everything a device can do, on one page. Implemented twice, in mirrored files: kernels/cpu and kernels/cuda.
+//
+// Conventions. Arrays are dense and row-major; images [N, H, W, C], filters [K, R, S, C], features [N, D]. Element type
+// f32 unless said. Inputs are ConstView, outputs View; an absent view means "not given" or "not wanted". Outputs never
+// alias inputs unless said. Every call checks its shapes and throws csml::Error. Calls are ordered on one stream.
+// What changes between two runs of a recorded step is an array (learning rate, weights, boxes, permutations);
+// what does not is a C++ value. `finite` arguments: i32 [1] in device memory; where it holds 0 the call changes
+// nothing.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "kernels/color.h"
+#include "kernels/types.h"
+
+namespace csml {
+
+/// A recorded sequence of calls. run() repeats them on the same memory with the same values.
+class Replay {
+ public:
+  virtual ~Replay() = default;
+  virtual void run() = 0;
+};
+
+/// A short list of views, held by value so that a recorded call owns its arguments.
+struct ConstViews {
+  static constexpr int kMax = 8;
+  std::array<ConstView, kMax> item{};
+  int count = 0;
+
+  void push_back(const ConstView& v) {
+    CHECK(count < kMax, "at most {} views in a list", kMax);
+    item[count++] = v;
+  }
+  const ConstView& operator[](int i) const { return item[i]; }
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const char* name() const = 0;
+
+  // ---- memory -------------------------------------------------------------------------------------------------------
+  virtual void* allocate(size_t bytes) = 0;  // 64-byte aligned; throws when there is none
+  virtual void release(void* data) = 0;
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;  // never recorded
+  virtual void download(void* host, const void* device, size_t bytes) = 0;
+  virtual void synchronize() = 0;
+  /// Runs work once and returns a Replay that repeats its calls: same pointers, same values.
+  virtual std::unique_ptr<Replay> record(const std::function<void()>& work) = 0;
+
+  // ---- elementwise --------------------------------------------------------------------------------------------------
+  /// y[i] = value
+  struct Fill {
+    View y{};
+    float value = 0;
+  };
+  virtual void fill(const Fill&) = 0;
+  /// y[i] = x[i]; same type and size.
+  struct Copy {
+    ConstView x{};
+    View y{};
+  };
+  virtual void copy(const Copy&) = 0;
+  /// y[i] (+)= alpha * scale[0] * x[i]; scale [1] absent = 1.
+  struct Axpy {
+    ConstView x{};
+    View y{};
+    float alpha = 1;
+    ConstView scale{};
+    Write write = Write::overwrite;
+  };
+  virtual void axpy(const Axpy&) = 0;
+  /// y[i] = max(x[i], 0)
+  struct Relu {
+    ConstView x{};
+    View y{};
+  };
+  virtual void relu(const Relu&) = 0;
+  /// dx[i] (+)= y[i] > 0 ? dy[i] : 0
+  struct ReluGrad {
+    ConstView dy{}, y{};
+    View dx{};
+    Write write = Write::overwrite;
+  };
+  virtual void relu_grad(const ReluGrad&) = 0;
+  /// y[j] (+)= sum_i x[i, j], x [M, N] (any leading dimensions), y [N]
+  struct ColumnSum {
+    ConstView x{};
+    View y{};
+    Write write = Write::overwrite;
+  };
+  virtual void column_sum(const ColumnSum&) = 0;
+  /// y[i, ...] = x[index[i], ...]; index i32 [M]; any element type. Out-of-range indices are an error.
+  struct Gather {
+    ConstView x{}, index{};
+    View y{};
+  };
+  virtual void gather(const Gather&) = 0;
+
+  // ---- convolution, matrix product, pooling -------------------------------------------------------------------------
+  /// y[n,p,q,k] = sum_{r,s,c} x[n, p*stride+r-pad, q*stride+s-pad, c] * w[k,r,s,c];  P = (H + 2*pad - R) / stride + 1
+  struct Conv2d {
+    ConstView x{}, w{};
+    View y{};
+    int stride = 1, pad = 0;
+  };
+  virtual void conv2d(const Conv2d&) = 0;
+  /// dx[n,h,w,c] (+)= sum over k,r,s of dy[n,p,q,k] * w[k,r,s,c] with h = p*stride+r-pad, w = q*stride+s-pad
+  struct Conv2dGradInput {
+    ConstView dy{}, w{};
+    View dx{};
+    int stride = 1, pad = 0;
+    Write write = Write::overwrite;
+  };
+  virtual void conv2d_grad_input(const Conv2dGradInput&) = 0;
+  /// dw[k,r,s,c] (+)= sum_{n,p,q} dy[n,p,q,k] * x[n, p*stride+r-pad, q*stride+s-pad, c]
+  struct Conv2dGradWeight {
+    ConstView dy{}, x{};
+    View dw{};
+    int stride = 1, pad = 0;
+    Write write = Write::overwrite;
+  };
+  virtual void conv2d_grad_weight(const Conv2dGradWeight&) = 0;
+  /// c[i,j] (+)= sum_l a'[i,l] * b'[l,j] + bias[j];  a' = a or its transpose, b' likewise; bias [N] may be absent
+  struct Matmul {
+    ConstView a{}, b{}, bias{};
+    View c{};
+    bool transpose_a = false, transpose_b = false;
+    Write write = Write::overwrite;
+  };
+  virtual void matmul(const Matmul&) = 0;
+  /// y[n,p,q,c] = max over the window of x[n, p*stride+r-pad, q*stride+s-pad, c]; argmax u8, y's shape: r*window+s of
+  /// the first maximum in row order.
+  struct MaxPool {
+    ConstView x{};
+    View y{}, argmax{};
+    int window = 3, stride = 2, pad = 1;
+  };
+  virtual void max_pool(const MaxPool&) = 0;
+  struct MaxPoolGrad {
+    ConstView dy{}, argmax{};
+    View dx{};
+    int window = 3, stride = 2, pad = 1;
+    Write write = Write::overwrite;
+  };
+  virtual void max_pool_grad(const MaxPoolGrad&) = 0;
+  /// y[n,c] = mean_{h,w} x[n,h,w,c]
+  struct GlobalAvgPool {
+    ConstView x{};
+    View y{};
+  };
+  virtual void global_avg_pool(const GlobalAvgPool&) = 0;
+  /// dx[n,h,w,c] (+)= dy[n,c] / (H*W)
+  struct GlobalAvgPoolGrad {
+    ConstView dy{};
+    View dx{};
+    Write write = Write::overwrite;
+  };
+  virtual void global_avg_pool_grad(const GlobalAvgPoolGrad&) = 0;
+
+  // ---- normalisation ------------------------------------------------------------------------------------------------
+  /// Grouped batch norm, fused with residual add and ReLU. x [N, ..., C] is cut along N into `groups` equal contiguous
+  /// groups g, each normalised with its own statistics over its M = N/groups * (rest) rows:
+  ///   y = act(gamma[c] * (x - mean[g,c]) * rstd[g,c] + beta[c] + residual),  rstd = 1/sqrt(var + eps), var biased
+  ///   (1/M)
+  /// batch_mean[c] = mean_g mean[g,c];  batch_var[c] = mean_g var[g,c] * M/(M-1)   (what running statistics average)
+  struct BatchNorm {
+    ConstView x{}, gamma{}, beta{}, residual{};
+    View y{};
+    View mean{}, rstd{};             // [groups, C], kept for backward
+    View batch_mean{}, batch_var{};  // [C], may be absent
+    int groups = 1;
+    float eps = 1e-5f;
+    bool relu = false;
+  };
+  virtual void batch_norm(const BatchNorm&) = 0;
+  /// Gradient of the above. d = (dy + dy2) * [y > 0 if relu];  dresidual (+)= d;  xhat = (x - mean) * rstd
+  ///   dbeta[c] (+)= sum d;  dgamma[c] (+)= sum d * xhat   (over all groups)
+  ///   dx (+)= gamma * rstd * (d - mean_g(d) - xhat * mean_g(d * xhat))
+  /// dy2 may be absent (a residual's two incoming gradients are summed here, on load). y is read only where relu.
+  struct BatchNormGrad {
+    ConstView dy{}, dy2{}, x{}, y{}, gamma{}, beta{}, mean{}, rstd{};
+    View dx{}, dresidual{}, dgamma{}, dbeta{};
+    int groups = 1;
+    bool relu = false;
+    bool has_residual = false;  // y had a residual: its sign cannot be recomputed from x alone
+    Write dx_write = Write::overwrite, dresidual_write = Write::overwrite;
+    Write dgamma_write = Write::overwrite, dbeta_write = Write::overwrite;
+  };
+  virtual void batch_norm_grad(const BatchNormGrad&) = 0;
+  /// y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual) with given statistics mean, var [C]; y may be x.
+  struct BatchNormInference {
+    ConstView x{}, gamma{}, beta{}, mean{}, var{}, residual{};
+    View y{};
+    float eps = 1e-5f;
+    bool relu = false;
+  };
+  virtual void batch_norm_inference(const BatchNormInference&) = 0;
+  /// y[i,:] = x[i,:] / max(||x[i,:]||_2, eps);  norm [M] = that denominator
+  struct L2Normalize {
+    ConstView x{};
+    View y{}, norm{};
+    float eps = 1e-12f;
+  };
+  virtual void l2_normalize(const L2Normalize&) = 0;
+  /// dx[i,:] (+)= (dy[i,:] - (dy[i,:] . y[i,:]) y[i,:]) / norm[i]
+  struct L2NormalizeGrad {
+    ConstView dy{}, y{}, norm{};
+    View dx{};
+    Write write = Write::overwrite;
+  };
+  virtual void l2_normalize_grad(const L2NormalizeGrad&) = 0;
+
+  // ---- losses and search --------------------------------------------------------------------------------------------
+  /// Multi-positive InfoNCE, one (K+1)-way softmax per positive (Seed the Views, official code; docs/method.md):
+  ///   s_j = q_i . b_j[i] / T,  Z = sum_n exp(q_i . n / T),  loss = 1/B sum_i sum_j w_j * (log(exp(s_j) + Z) - s_j)
+  /// query [B,D] and each positive [B,D], queue [K,D]: unit rows. weights [P]. One pass over the queue with a running
+  /// log-sum-exp; memory O(B*D), never the B x K logits.
+  ///   dquery[i] = 1/(B*T) * ( sum_j w_j (P_j - 1) b_j[i] + sum_n c exp(q_i.n/T) n ),  P_j = exp(s_j)/(exp(s_j)+Z),
+  ///   c = sum_j w_j / (exp(s_j) + Z):  d loss / d query for an upstream gradient of 1, computed in the same pass.
+  struct InfoNce {
+    ConstView query{};
+    ConstViews positives{};
+    ConstView weights{}, queue{};
+    float temperature = 0.2f;
+    View loss{};                 // [1]
+    View dquery{};               // [B,D], may be absent
+    View positive_similarity{};  // [P]: mean_i q_i . b_j[i], may be absent
+    View negative_similarity{};  // [1]: mean_{i,n} q_i . n, may be absent
+  };
+  virtual void info_nce(const InfoNce&) = 0;
+  /// loss = mean_i -log softmax(logits[i])[labels[i]];  dlogits = d loss / d logits for upstream 1 (may be absent);
+  /// correct [1] = number of rows whose arg max (first of equals) is the label (may be absent). labels i32 [M].
+  struct CrossEntropy {
+    ConstView logits{}, labels{};
+    View loss{}, dlogits{}, correct{};
+  };
+  virtual void cross_entropy(const CrossEntropy&) = 0;
+  /// The k largest inner products of each query with the bank, exact, descending, equal scores by lower index.
+  /// queries [M,D], bank [N,D], exclude i32 [M]: a bank row each query must skip (-1: none; absent: none).
+  /// scores [M,k], index i32 [M,k]; where fewer than k rows have a finite score the rest is -infinity and -1. Works
+  /// block by block; never holds M x N scores.
+  struct TopK {
+    ConstView queries{}, bank{}, exclude{};
+    View scores{}, index{};
+    int k = 1;
+  };
+  virtual void top_k(const TopK&) = 0;
+
+  // ---- commit: the only calls that change state, all predicated on `finite` -----------------------------------------
+  /// flag [1] i32 = 1 if every x[i] is finite, else 0; accumulate: flag = flag and that.
+  struct AllFinite {
+    ConstView x{};
+    View flag{};
+    Write write = Write::overwrite;
+  };
+  virtual void all_finite(const AllFinite&) = 0;
+  /// PyTorch's SGD: d = grad + weight_decay * param;  buffer = momentum * buffer + d (a zero buffer starts it);
+  /// param -= lr * buffer.  learning_rate f32 [1].
+  struct Sgd {
+    ConstView grad{};
+    View param{}, buffer{};
+    ConstView learning_rate{}, finite{};
+    float momentum = 0.9f, weight_decay = 0;
+  };
+  virtual void sgd(const Sgd&) = 0;
+  /// LARS (You et al. 2017; as in MoCo v3): per segment s = [offsets[s], offsets[s+1]) of the flat buffers:
+  ///   adapt[s] = 1: d = grad + weight_decay * param, d *= trust * ||param|| / ||d|| (1 where either norm is 0)
+  ///   adapt[s] = 0 (biases, batch norm): d = grad, no decay
+  ///   buffer = momentum * buffer + d;  param -= lr * buffer.       offsets i64 [S+1], adapt f32 [S]
+  struct Lars {
+    ConstView grad{};
+    View param{}, buffer{};
+    ConstView offsets{}, adapt{}, learning_rate{}, finite{};
+    float momentum = 0.9f, weight_decay = 0, trust = 1e-3f;
+  };
+  virtual void lars(const Lars&) = 0;
+  /// AdamW (Loshchilov & Hutter 2019, decoupled decay): m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; t = ++step[0]
+  ///   param = param * (1 - lr * weight_decay) - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).  step i64 [1]
+  struct AdamW {
+    ConstView grad{};
+    View param{}, first{}, second{}, step{};
+    ConstView learning_rate{}, finite{};
+    float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0.01f;
+  };
+  virtual void adamw(const AdamW&) = 0;
+  /// y[i] = momentum[0] * y[i] + (1 - momentum[0]) * x[i]     (momentum encoder, running statistics); momentum f32 [1]
+  struct Ema {
+    ConstView x{};
+    View y{};
+    ConstView momentum{}, finite{};
+  };
+  virtual void ema(const Ema&) = 0;
+  /// queue[(cursor + i) mod K] = rows[i] for i in order (also for B > K: the last K rows stay);  cursor = (cursor + B)
+  /// mod K.  rows [B,D], queue [K,D], cursor i64 [1]
+  struct RingWrite {
+    ConstView rows{};
+    View queue{}, cursor{};
+    ConstView finite{};
+  };
+  virtual void ring_write(const RingWrite&) = 0;
+
+  // ---- augmentation -------------------------------------------------------------------------------------------------
+  /// y[n,h,w,c] = (color(images[n]/255; params[n]) - mean[c]) / std[c].  images u8 [N,H,W,C], C = 3 or 1;
+  /// params f32 [N, ColorParams::kColumns] (absent: only normalise); computed in float, values clamped to [0,1] after
+  /// each jitter. With C = 1 saturation, hue and gray do nothing. Blur: Gaussian, radius ceil(3 sigma), reflected
+  /// edges.
+  struct Augment {
+    ConstView images{}, params{};
+    View y{};
+    std::array<float, 4> mean{}, std{1, 1, 1, 1};
+  };
+  virtual void augment(const Augment&) = 0;
+  /// CutMix: y = a, with rows [y0,y1) and columns [x0,x1) of b. box i32 [4] = y0, x0, y1, x1, one for all images.
+  struct CutMix {
+    ConstView a{}, b{}, box{};
+    View y{};
+  };
+  virtual void cut_mix(const CutMix&) = 0;
+};
+
+}  // namespace csml

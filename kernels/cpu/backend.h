@@ -1,0 +1,66 @@
+// CpuBackend: plain memory, calls executed at once, recording as a list of calls with their arguments.
+#pragma once
+
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/kernels.h"
+
+namespace csml {
+
+class CpuBackend final : public Backend {
+ public:
+  const char* name() const override { return "cpu"; }
+
+  void* allocate(size_t bytes) override;
+  void release(void* data) override;
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  void synchronize() override {}
+  std::unique_ptr<Replay> record(const std::function<void()>& work) override;
+
+  void fill(const Fill& a) override { run(cpu::fill, a); }
+  void copy(const Copy& a) override { run(cpu::copy, a); }
+  void axpy(const Axpy& a) override { run(cpu::axpy, a); }
+  void relu(const Relu& a) override { run(cpu::relu, a); }
+  void relu_grad(const ReluGrad& a) override { run(cpu::relu_grad, a); }
+  void column_sum(const ColumnSum& a) override { run(cpu::column_sum, a); }
+  void gather(const Gather& a) override { run(cpu::gather, a); }
+  void conv2d(const Conv2d& a) override { run(cpu::conv2d, a); }
+  void conv2d_grad_input(const Conv2dGradInput& a) override { run(cpu::conv2d_grad_input, a); }
+  void conv2d_grad_weight(const Conv2dGradWeight& a) override { run(cpu::conv2d_grad_weight, a); }
+  void matmul(const Matmul& a) override { run(cpu::matmul, a); }
+  void max_pool(const MaxPool& a) override { run(cpu::max_pool, a); }
+  void max_pool_grad(const MaxPoolGrad& a) override { run(cpu::max_pool_grad, a); }
+  void global_avg_pool(const GlobalAvgPool& a) override { run(cpu::global_avg_pool, a); }
+  void global_avg_pool_grad(const GlobalAvgPoolGrad& a) override { run(cpu::global_avg_pool_grad, a); }
+  void batch_norm(const BatchNorm& a) override { run(cpu::batch_norm, a); }
+  void batch_norm_grad(const BatchNormGrad& a) override { run(cpu::batch_norm_grad, a); }
+  void batch_norm_inference(const BatchNormInference& a) override { run(cpu::batch_norm_inference, a); }
+  void l2_normalize(const L2Normalize& a) override { run(cpu::l2_normalize, a); }
+  void l2_normalize_grad(const L2NormalizeGrad& a) override { run(cpu::l2_normalize_grad, a); }
+  void info_nce(const InfoNce& a) override { run(cpu::info_nce, a); }
+  void cross_entropy(const CrossEntropy& a) override { run(cpu::cross_entropy, a); }
+  void top_k(const TopK& a) override { run(cpu::top_k, a); }
+  void all_finite(const AllFinite& a) override { run(cpu::all_finite, a); }
+  void sgd(const Sgd& a) override { run(cpu::sgd, a); }
+  void lars(const Lars& a) override { run(cpu::lars, a); }
+  void adamw(const AdamW& a) override { run(cpu::adamw, a); }
+  void ema(const Ema& a) override { run(cpu::ema, a); }
+  void ring_write(const RingWrite& a) override { run(cpu::ring_write, a); }
+  void augment(const Augment& a) override { run(cpu::augment, a); }
+  void cut_mix(const CutMix& a) override { run(cpu::cut_mix, a); }
+
+ private:
+  using Tape = std::vector<std::function<void()>>;
+
+  template <class Args>
+  void run(void (*kernel)(const Args&), const Args& args) {
+    kernel(args);
+    if (tape_) tape_->push_back([kernel, args] { kernel(args); });
+  }
+
+  Tape* tape_ = nullptr;  // set while recording
+};
+
+}  // namespace csml

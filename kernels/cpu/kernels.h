@@ -1,0 +1,49 @@
+// The CPU's kernels: one function per call of kernels/backend.h, which says what each computes.
+#pragma once
+
+#include "kernels/backend.h"
+
+namespace csml::cpu {
+
+// elementwise.cpp
+void fill(const Backend::Fill&);
+void copy(const Backend::Copy&);
+void axpy(const Backend::Axpy&);
+void relu(const Backend::Relu&);
+void relu_grad(const Backend::ReluGrad&);
+void column_sum(const Backend::ColumnSum&);
+void gather(const Backend::Gather&);
+// conv.cpp (oneDNN)
+void conv2d(const Backend::Conv2d&);
+void conv2d_grad_input(const Backend::Conv2dGradInput&);
+void conv2d_grad_weight(const Backend::Conv2dGradWeight&);
+// matmul.cpp (oneDNN)
+void matmul(const Backend::Matmul&);
+// pool.cpp
+void max_pool(const Backend::MaxPool&);
+void max_pool_grad(const Backend::MaxPoolGrad&);
+void global_avg_pool(const Backend::GlobalAvgPool&);
+void global_avg_pool_grad(const Backend::GlobalAvgPoolGrad&);
+// batch_norm.cpp
+void batch_norm(const Backend::BatchNorm&);
+void batch_norm_grad(const Backend::BatchNormGrad&);
+void batch_norm_inference(const Backend::BatchNormInference&);
+// contrast.cpp
+void l2_normalize(const Backend::L2Normalize&);
+void l2_normalize_grad(const Backend::L2NormalizeGrad&);
+void info_nce(const Backend::InfoNce&);
+void cross_entropy(const Backend::CrossEntropy&);
+// topk.cpp
+void top_k(const Backend::TopK&);
+// optim.cpp
+void all_finite(const Backend::AllFinite&);
+void sgd(const Backend::Sgd&);
+void lars(const Backend::Lars&);
+void adamw(const Backend::AdamW&);
+void ema(const Backend::Ema&);
+void ring_write(const Backend::RingWrite&);
+// augment.cpp
+void augment(const Backend::Augment&);
+void cut_mix(const Backend::CutMix&);
+
+}  // namespace csml::cpu

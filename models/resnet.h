@@ -1,0 +1,50 @@
+// ResNet-18/34/50/101 (He et al. 2016; bottleneck stride on the 3x3, "v1.5") with torchvision's parameter names.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/layers.h"
+
+namespace csml {
+
+struct ResNetOptions {
+  int depth = 50;           // 18, 34: basic blocks; 50, 101: bottlenecks
+  bool cifar_stem = false;  // 3x3 stride 1 and no max pool (32 px) instead of 7x7 stride 2 and max pool (224 px)
+  int width = 64;           // channels of the first stage; 64 is the published network
+  int in_channels = 3;
+};
+
+/// What a forward pass leaves at each stage.
+struct Stages {
+  Var stem;                  // after the stem's ReLU, before its max pool
+  std::array<Var, 4> stage;  // outputs of layer1 … layer4 (res2 … res5), [N,H,W,C]
+  Var pooled;                // global average of layer4, [N, feature_dim]
+};
+
+/// Throws UsageError for an unknown depth. The network's parameters live in `params`, under prefix + torchvision's
+/// names.
+class ResNet {
+ public:
+  ResNet(Params& params, const ResNetOptions& options, const std::string& prefix = "");
+  ~ResNet();
+  ResNet(ResNet&&) noexcept;
+
+  /// x [N,H,W,in_channels]
+  Stages operator()(const Var& x, const Forward& forward) const;
+  /// Channels of layer4.
+  int64_t feature_dim() const { return stage_channels_[3]; }
+  int64_t stage_channels(int stage) const { return stage_channels_[static_cast<size_t>(stage)]; }
+
+ private:
+  class Block;
+  ResNetOptions options_;
+  Conv2d conv1_;
+  BatchNorm bn1_;
+  std::array<std::vector<std::unique_ptr<Block>>, 4> layers_;
+  std::array<int64_t, 4> stage_channels_{};
+};
+
+}  // namespace csml

@@ -1,0 +1,95 @@
+#include "models/weights.h"
+
+#include <algorithm>
+#include <cstring>
+#include <unordered_map>
+#include <unordered_set>
+
+namespace csml {
+
+namespace {
+
+Shape torch_shape(const Params::Entry& e) {
+  const Shape& s = e.shape;
+  return e.is_conv ? Shape{s[0], s[3], s[1], s[2]} : s;
+}
+
+NamedArray named_array(const std::string& name, const Shape& shape, const float* values) {
+  NamedArray array{name, DType::f32, shape, std::vector<std::byte>(static_cast<size_t>(shape.size()) * sizeof(float))};
+  std::memcpy(array.data.data(), values, array.data.size());
+  return array;
+}
+
+}  // namespace
+
+std::vector<float> to_kcrs(const float* krsc, const Shape& s) {
+  std::vector<float> out(static_cast<size_t>(s.size()));
+  size_t i = 0;
+  for (int64_t k = 0; k < s[0]; ++k)
+    for (int64_t c = 0; c < s[3]; ++c)
+      for (int64_t r = 0; r < s[1]; ++r)
+        for (int64_t q = 0; q < s[2]; ++q) out[i++] = krsc[((k * s[1] + r) * s[2] + q) * s[3] + c];
+  return out;
+}
+
+std::vector<float> to_krsc(const float* kcrs, const Shape& s) {
+  std::vector<float> out(static_cast<size_t>(s.size()));
+  size_t i = 0;
+  for (int64_t k = 0; k < s[0]; ++k)
+    for (int64_t c = 0; c < s[3]; ++c)
+      for (int64_t r = 0; r < s[1]; ++r)
+        for (int64_t q = 0; q < s[2]; ++q) out[static_cast<size_t>(((k * s[1] + r) * s[2] + q) * s[3] + c)] = kcrs[i++];
+  return out;
+}
+
+std::vector<NamedArray> to_host(const Params& params, const std::string& prefix, const Tensor& flat) {
+  std::vector<NamedArray> arrays;
+  auto take = [&](const std::vector<Params::Entry>& entries, const Tensor& tensor) {
+    const std::vector<float> values = tensor.host<float>();
+    for (const Params::Entry& e : entries) {
+      const float* first = values.data() + e.offset;
+      const std::vector<float> permuted = e.is_conv ? to_kcrs(first, e.shape) : std::vector<float>();
+      arrays.push_back(named_array(prefix + e.name, torch_shape(e), e.is_conv ? permuted.data() : first));
+    }
+  };
+  take(params.entries(), flat ? flat : params.master());
+  if (!flat) take(params.buffer_entries(), params.buffers());
+  return arrays;
+}
+
+std::vector<std::string> from_host(const Params& params, const std::vector<NamedArray>& arrays,
+                                   const std::string& prefix, const Tensor& flat) {
+  std::unordered_map<std::string, const NamedArray*> by_name;
+  for (const NamedArray& a : arrays) by_name[a.name] = &a;
+  std::unordered_set<std::string> used;
+  auto collect = [&](const std::vector<Params::Entry>& entries, const Tensor& tensor) {
+    std::vector<float> values = tensor.host<float>();
+    for (const Params::Entry& e : entries) {
+      const std::string name = prefix + e.name;
+      const auto found = by_name.find(name);
+      if (found == by_name.end()) throw Error(cat("weights lack '{}': they are of another architecture", name));
+      const NamedArray& a = *found->second;
+      if (!(a.shape == torch_shape(e)))
+        throw Error(cat("'{}' has shape {} where this network has {}: the weights are of another architecture", name,
+                        a.shape.text(), torch_shape(e).text()));
+      CHECK(a.dtype == DType::f32, "'{}' is {}; weights must be f32", name, name_of(a.dtype));
+      std::vector<float> given(static_cast<size_t>(e.shape.size()));
+      std::memcpy(given.data(), a.data.data(), a.data.size());
+      if (e.is_conv) given = to_krsc(given.data(), e.shape);
+      std::copy(given.begin(), given.end(), values.begin() + e.offset);
+      used.insert(name);
+    }
+    return values;
+  };
+  // Everything is checked before anything is replaced.
+  const Tensor target = flat ? flat : params.master();
+  const std::vector<float> parameters = collect(params.entries(), target);
+  if (!flat) params.buffers().upload(collect(params.buffer_entries(), params.buffers()));
+  target.upload(parameters);
+  std::vector<std::string> unused;
+  for (const NamedArray& a : arrays)
+    if (a.name.rfind(prefix, 0) == 0 && !used.contains(a.name)) unused.push_back(a.name);
+  return unused;
+}
+
+}  // namespace csml

@@ -1,0 +1,299 @@
+// Configuration: the table of keys, precedence, messages, round trips, presets.
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <set>
+
+#include "apps/config.h"
+#include "apps/presets.h"
+#include "apps/run_folder.h"
+#include "engine/file.h"
+// After the project's headers: doctest's CHECK replaces that of kernels/check.h from here on.
+#include <doctest/doctest.h>
+
+namespace csml {
+namespace {
+
+template <class F>
+std::string usage_error(F&& f) {
+  try {
+    f();
+  } catch (const UsageError& e) { return e.what(); }
+  return "no error";
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+/// One value through --set, resolved.
+Config with(const std::vector<std::string>& assignments) {
+  ConfigBuilder builder;
+  for (const std::string& assignment : assignments) builder.set_assignment(assignment);
+  return builder.build().config;
+}
+
+/// A variable of the environment for the time of a scope.
+class Environment {
+ public:
+  Environment(std::string name, const std::string& value) : name_(std::move(name)) {
+    setenv(name_.c_str(), value.c_str(), 1);
+  }
+  ~Environment() { unsetenv(name_.c_str()); }
+  Environment(const Environment&) = delete;
+  Environment& operator=(const Environment&) = delete;
+
+ private:
+  std::string name_;
+};
+
+std::filesystem::path scratch_folder(const std::string& name) {
+  const auto folder = std::filesystem::temp_directory_path() / cat("csml_config_test_{}_{}", name, ::getpid());
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directories(folder);
+  return folder;
+}
+
+}  // namespace
+
+TEST_CASE("every key has one name, a section and a line of documentation") {
+  Config config;
+  std::set<std::string> names;
+  const std::set<std::string> sections{"data", "augment", "model", "method", "optimizer", "schedule", "train", "eval"};
+  for (const ConfigKey& key : config_keys(config)) {
+    CHECK_MESSAGE(names.insert(key.name).second, key.name);
+    CHECK_MESSAGE(!key.help.empty(), key.name);
+    const std::string section = key.name.substr(0, key.name.find('.'));
+    CHECK_MESSAGE(sections.contains(section), key.name);
+  }
+  CHECK(names.size() > 70);
+  for (const char* key : {"train.checkpoint_every_steps", "data.workers", "method.levels", "method.alignment",
+                          "method.neighbors", "method.refresh_epochs", "schedule.lr", "augment.scale_min"})
+    CHECK_MESSAGE(names.contains(key), key);
+}
+
+TEST_CASE("defaults are MoCo v2 on ImageNet, and resolve derives rate and warm-up") {
+  const Config config = with({});
+  CHECK(config.schedule.base_lr == doctest::Approx(0.03));
+  CHECK(config.method.warmup_epochs == 11);  // the released code's epochs 0 … 10 of 200
+  CHECK(config.schedule.epochs == 200);
+  CHECK(with({"train.batch_size=128"}).schedule.base_lr == doctest::Approx(0.015));
+  CHECK(with({"train.epochs=20"}).method.warmup_epochs == 1);
+  CHECK(with({"train.epochs=3"}).method.warmup_epochs == 1);
+  CHECK(with({"train.epochs=3", "method.warmup_epochs=0"}).method.warmup_epochs == 0);
+}
+
+TEST_CASE("every type is read from text") {
+  CHECK(with({"method.shuffle=false"}).method.shuffle == false);
+  CHECK(with({"model.head_mlp=0"}).model.head_mlp == false);
+  CHECK(with({"train.seed=9223372036854775807"}).train.seed == 9223372036854775807u);
+  CHECK(with({"method.queue=5000000000"}).method.queue == 5000000000);
+  CHECK(with({"method.temperature=1e-1"}).method.temperature == doctest::Approx(0.1));
+  CHECK(with({"method.temperature=1"}).method.temperature == 1.0);  // a whole number where a number is wanted
+  CHECK(with({"augment.scale_min=0.3"}).augment.scale_min == 0.3f);
+  CHECK(with({"data.train=folder:/a=b?limit=3"}).data.train == "folder:/a=b?limit=3");
+  CHECK(with({"data.train=\"quoted\""}).data.train == "quoted");
+  CHECK(with({"method.terms=q,m"}).method.terms == std::vector<std::string>{"q", "m"});
+  CHECK(with({"method.terms=[\"p\"]"}).method.terms == std::vector<std::string>{"p"});
+  CHECK(with({"method.weights=0.6,0.4"}).method.weights == std::vector<double>{0.6, 0.4});
+  CHECK(with({"schedule.milestones=[60, 80]"}).schedule.milestones == std::vector<double>{60, 80});
+  CHECK(with({"schedule.milestones="}).schedule.milestones.empty());
+  CHECK(with({"augment.mean=0.5,0.4,0.3"}).augment.mean[1] == 0.4f);
+}
+
+TEST_CASE("a wrong value is refused by name, with the place") {
+  const auto refused = [](const std::string& assignment) { return usage_error([&] { with({assignment}); }); };
+  CHECK(contains(refused("train.epochs=many"), "--set: train.epochs must be a whole number"));
+  CHECK(contains(refused("train.epochs=1.5"), "train.epochs must be a whole number"));
+  CHECK(contains(refused("train.epochs=3000000000"), "below 2^31"));
+  CHECK(contains(refused("train.seed=-1"), "at least 0"));
+  CHECK(contains(refused("train.seed=18446744073709551615"), "below 2^63"));  // what TOML can hold
+  CHECK(contains(refused("method.shuffle=maybe"), "method.shuffle must be true or false"));
+  CHECK(contains(refused("method.temperature=warm"), "method.temperature must be a number"));
+  CHECK(contains(refused("method.temperature=inf"), "method.temperature"));
+  CHECK(contains(refused("method.weights=0.5,x"), "method.weights must be a list of numbers"));
+  CHECK(contains(refused("augment.std=[]"), "1 to 4 numbers"));
+  CHECK(contains(refused("train.epochs"), "section.key=value"));
+
+  const std::string text = "[train]\nepochs = 3\nbatch_size = \"big\"\n";
+  CHECK(contains(usage_error([&] { ConfigBuilder().add_toml(text, "a.toml"); }),
+                 "a.toml:3:14: train.batch_size must be a whole number"));
+  CHECK(contains(usage_error([&] { ConfigBuilder().add_toml("[train]\nepochs = \n", "a.toml"); }), "a.toml:2:"));
+  CHECK(contains(usage_error([&] { ConfigBuilder().add_toml("[train]\nepochs = 2000-01-01\n", "a.toml"); }),
+                 "train.epochs cannot hold a value of this type"));
+}
+
+TEST_CASE("an unknown key is answered with the nearest one") {
+  const auto refused = [](const std::string& assignment) { return usage_error([&] { with({assignment}); }); };
+  CHECK(contains(refused("train.epoch=3"), "unknown key train.epoch; did you mean train.epochs?"));
+  CHECK(contains(refused("epochs=3"), "did you mean train.epochs?"));
+  CHECK(contains(refused("train.temperature=3"), "did you mean method.temperature?"));
+  CHECK(contains(refused("method.temprature=3"), "did you mean method.temperature?"));
+  CHECK(contains(refused("zzzzzz.qqqqqqqq=3"), "--dry-run"));
+  CHECK(contains(usage_error([] { ConfigBuilder().add_toml("[train]\n\nbatchsize = 3", "a.toml"); }),
+                 "a.toml:3:1: unknown key train.batchsize; did you mean train.batch_size?"));
+  CHECK(contains(usage_error([] { ConfigBuilder().add_toml("[trian]\nepochs = 3", "a.toml"); }),
+                 "unknown section [trian]; did you mean [train]?"));
+  CHECK(contains(usage_error([] { ConfigBuilder().add_toml("epochs = 3", "a.toml"); }),
+                 "did you mean epochs in [train]?"));
+  CHECK(contains(usage_error([] { ConfigBuilder().add_preset("cifar10-r81"); }), "did you mean cifar10-r18?"));
+  CHECK(nearest_word("chekpoint", {"checkpoint", "train"}) == "checkpoint");
+  CHECK(nearest_word("abc", {"xyzxyz"}).empty());
+}
+
+TEST_CASE("default < preset < file < environment < flag, and the origin of each value is kept") {
+  ConfigBuilder builder;
+  const auto epochs = [&] { return builder.build().config.train.epochs; };
+  const auto origin = [&] { return builder.build().origin.at("train.epochs"); };
+  CHECK(epochs() == 200);
+  CHECK(origin() == "default");
+  builder.add_preset("cifar10-small");
+  const int of_preset = epochs();
+  CHECK(of_preset != 200);
+  CHECK(origin() == "preset cifar10-small");
+  builder.add_toml("[train]\nepochs = 7\n", "run.toml");
+  CHECK(epochs() == 7);
+  CHECK(origin() == "run.toml:2");
+  {
+    const Environment variable("CSML_TRAIN_EPOCHS", "8");
+    builder.add_environment();
+  }
+  CHECK(epochs() == 8);
+  CHECK(origin() == "environment CSML_TRAIN_EPOCHS");
+  builder.set("train.epochs", "9", "flag --epochs");
+  CHECK(epochs() == 9);
+  CHECK(origin() == "flag --epochs");
+  CHECK(builder.build().origin.at("method.queue") == "preset cifar10-small");
+  CHECK(contains(builder.build().origin.at("method.warmup_epochs"), "derived"));
+}
+
+TEST_CASE("the environment's other CSML_ variables are left alone, misspelt keys are not") {
+  const Environment eager("CSML_EAGER", "1"), data("CSML_DATA", "/somewhere"), binary("CSML_BIN", "csml");
+  ConfigBuilder().add_environment();
+  const Environment wrong("CSML_TRAIN_EPOCH", "3");
+  CHECK(contains(usage_error([] { ConfigBuilder().add_environment(); }), "did you mean CSML_TRAIN_EPOCHS?"));
+}
+
+TEST_CASE("values that cannot work together are refused by name") {
+  const auto refused = [](const std::vector<std::string>& a) { return usage_error([&] { with(a); }); };
+  CHECK(contains(refused({"train.batch_size=100"}), "multiple of method.bn_group_size"));
+  CHECK(refused({"train.batch_size=100", "method.bn_group_size=0"}) == "no error");
+  CHECK(contains(refused({"method.bn_group_size=1"}), "method.bn_group_size"));
+  CHECK(contains(refused({"method.queue=0"}), "method.queue"));
+  CHECK(contains(refused({"method.temperature=0"}), "method.temperature"));
+  CHECK(contains(refused({"method.name=byol"}), "csml or moco"));
+  CHECK(contains(refused({"method.levels=res4,res5"}), "\"res4\" is not in this release"));
+  CHECK(contains(refused({"method.levels=res6"}), "method.levels must be"));
+  CHECK(contains(refused({"method.alignment=patch"}), "not in this release"));
+  CHECK(contains(refused({"method.partner=friend"}), "neighbor or random"));
+  CHECK(contains(refused({"method.terms=q,q"}), "twice"));
+  CHECK(contains(refused({"method.terms=x"}), "q or p or m"));
+  CHECK(contains(refused({"method.terms="}), "at least one"));
+  CHECK(contains(refused({"method.weights=1"}), "two weights"));
+  CHECK(contains(refused({"method.weights=0,0"}), "two weights"));
+  CHECK(contains(refused({"method.warmup_weights=1,-1"}), "method.warmup_weights"));
+  CHECK(contains(refused({"augment.crop_size=4"}), "at least 8"));
+  CHECK(contains(refused({"augment.flip_p=2"}), "flip_p"));
+  CHECK(contains(refused({"model.depth=20"}), "18, 34, 50 or 101"));
+  CHECK(contains(refused({"model.stem=tiny"}), "imagenet or cifar"));
+  CHECK(contains(refused({"train.precision=bf16"}), "not in this release"));
+  CHECK(contains(refused({"train.device=tpu"}), "train.device"));
+  CHECK(refused({"train.device=cuda:3"}) == "no error");
+  CHECK(contains(refused({"schedule.warmup_epochs=200"}), "below train.epochs"));
+  CHECK(contains(refused({"eval.resize=100"}), "eval.resize"));
+}
+
+TEST_CASE("JSON and TOML round trips keep every value") {
+  const Config config = with({"train.seed=9223372036854775807", "augment.mean=0.1,0.2,0.3", "method.terms=m,q",
+                              "data.train=folder:/a \"b\" # c", "schedule.milestones=60,80", "augment.scale_min=0.1",
+                              "optimizer.weight_decay=5e-4", "method.shuffle=false"});
+  const nlohmann::json json = to_json(config);
+  CHECK(json["augment"]["scale_min"].dump() == "0.1");  // a float by its own shortest text
+  CHECK(to_json(config_from_json(json)) == json);
+  CHECK(to_json(config_from_json(nlohmann::json::parse(json.dump()))) == json);
+
+  const std::string text = config_toml({config, {{"train.seed", "flag --seed\nx"}}});
+  CHECK(contains(text, "# flag --seed x\n"));
+  ConfigBuilder builder;
+  const Config small = with({"train.seed=7", "data.train=folder:/a \"b\" # c", "method.weights=1,0.25"});
+  builder.add_toml(config_toml({small, {}}), "config.toml");
+  CHECK(to_json(builder.build().config) == to_json(small));
+
+  nlohmann::json unknown = json;
+  unknown["train"]["nonsense"] = 1;
+  CHECK(contains(usage_error([&] { config_from_json(unknown); }), "train.nonsense"));
+}
+
+TEST_CASE("every preset resolves, says where it comes from, and runs MoCo as well") {
+  std::set<std::string> names;
+  for (const Preset& preset : presets()) {
+    INFO(preset.name);
+    names.insert(preset.name);
+    CHECK(contains(preset.text, "# source: "));
+    CHECK(contains(preset.text, "# cost: "));
+    ConfigBuilder builder;
+    builder.add_preset(preset.name);
+    CHECK_NOTHROW(builder.build());
+    builder.set("method.name", "moco", "flag --method");
+    CHECK(builder.build().config.method.name == "moco");
+    CHECK(contains(preset_list(), preset.name + "\n"));
+  }
+  for (const char* name : {"fashion-mnist-cpu", "cifar10-small", "cifar10-r18", "cifar100-r18", "imagenet100-r18",
+                           "imagenet-r50-200ep", "moco-v2-imagenet-r50-200ep"})
+    CHECK_MESSAGE(names.contains(name), name);
+  CHECK(contains(preset_list(), "imagenet-r50-800ep-multicrop is not in this release"));
+}
+
+TEST_CASE("the released CsMl experiment is the preset, value by value") {
+  ConfigBuilder builder;
+  builder.add_preset("imagenet-r50-200ep");
+  const Config c = builder.build().config;
+  CHECK(c.method.name == "csml");
+  CHECK(c.method.queue == 65536);
+  CHECK(c.method.momentum == 0.999);
+  CHECK(c.method.temperature == 0.2);
+  CHECK(c.method.neighbors == 5);
+  CHECK(c.method.refresh_epochs == 5);
+  CHECK(c.method.warmup_epochs == 11);
+  CHECK(c.method.weights == std::vector<double>{0.5, 0.5});
+  CHECK(c.schedule.base_lr == doctest::Approx(0.03));
+  CHECK(c.schedule.per_epoch);
+  CHECK(c.train.batch_size / c.method.bn_group_size == 8);
+}
+
+TEST_CASE("a run is continued with the same method and data, and refused by the key that differs") {
+  const auto folder = scratch_folder("resume");
+  CHECK(!holds_run(folder));
+  ConfigBuilder builder;
+  builder.set_assignment("train.epochs=5");
+  write_text_file(folder / "config.toml", config_toml(builder.build()));
+  write_text_file(folder / "notes.txt", "mine");
+  CHECK(holds_run(folder));
+  const auto differs = [&](const std::string& assignment) -> std::string {
+    ConfigBuilder other;
+    other.set_assignment("train.epochs=5");
+    other.set_assignment(assignment);
+    try {
+      check_resumable(folder, other.build().config);
+    } catch (const Error& e) { return e.what(); }
+    return "no error";
+  };
+  for (const char* harmless : {"data.workers=7", "train.log_every_steps=3", "train.checkpoint_every_steps=9",
+                               "data.train=moved", "train.max_steps=4", "eval.knn_every_epochs=0"})
+    CHECK_MESSAGE(differs(harmless) == "no error", harmless);
+  CHECK(contains(differs("method.temperature=0.1"), "method.temperature = 0.2, asked is 0.1"));
+  CHECK(contains(differs("train.epochs=6"), "train.epochs"));
+  CHECK(contains(differs("model.depth=18"), "model.depth"));
+  CHECK(contains(differs("train.seed=1"), "train.seed"));
+  CHECK(contains(differs("augment.flip_p=0"), "augment.flip_p"));
+  clear_run(folder);
+  CHECK(!holds_run(folder));
+  CHECK(std::filesystem::exists(folder / "notes.txt"));  // not a run's file: kept
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("a command line is kept so that a shell reads it back") {
+  CHECK(shell_line({"csml", "--data", "idx:/a?split=test", "it's", ""}) ==
+        "csml --data 'idx:/a?split=test' 'it'\\''s' ''");
+}
+
+}  // namespace csml

@@ -1,0 +1,288 @@
+// Every kernel against its reference in double, between red zones; repeatability; refused arguments.
+#include "engine/device.h"
+#include "kernels/cpu/onednn.h"
+#include "tests/op_cases.h"
+
+// After the project's headers: doctest's CHECK replaces that of kernels/check.h from here on.
+#include <doctest/doctest.h>
+#include <omp.h>
+
+#include <fstream>
+#include <memory>
+#include <set>
+
+using namespace csml;
+using namespace csml::test;
+
+namespace {
+
+struct Run {
+  std::map<std::string, std::vector<std::byte>> outputs;
+  std::string error;  // first thing that went wrong besides values
+};
+
+struct RunOptions {
+  bool replayed = false;                                       // recorded, and the outputs of the replay taken
+  bool shifted = false;                                        // arrays one element off the allocator's alignment
+  const std::pair<std::string, std::string>* share = nullptr;  // output, input: one memory
+};
+
+/// Runs a case on fresh memory, every array between red zones.
+Run run_case(Backend& be, const OpCase& c, const Arrays& in, RunOptions options = {}) {
+  Bound bound;
+  std::map<std::string, std::unique_ptr<RedZone>> zones;
+  Run run;
+  const auto note = [&](const std::string& arg, const std::string& what) {
+    if (run.error.empty() && !what.empty()) run.error = c.name() + ": " + arg + " " + what;
+  };
+  for (const Arg& arg : c.args) {
+    if (options.share && arg.name == options.share->first) continue;
+    const size_t bytes = static_cast<size_t>(arg.shape.size()) * size_of(arg.dtype);
+    auto& zone = zones[arg.name];
+    zone = std::make_unique<RedZone>(be, bytes, options.shifted ? size_of(arg.dtype) : 0);
+    if (arg.role != Role::output) zone->write(to_bytes(in.at(arg.name)));
+    bound.add(arg.name, {zone->data(), arg.shape, arg.dtype});
+  }
+  if (options.share) bound.add(options.share->first, bound[options.share->second]);
+  try {
+    if (options.replayed) {
+      const auto replay = be.record([&] { c.call(be, bound); });
+      for (const Arg& arg : c.args)
+        if (arg.role == Role::in_out)
+          zones[arg.name]->write(to_bytes(in.at(arg.name)));
+        else if (arg.role == Role::output)
+          zones[arg.name]->write(
+              std::vector<std::byte>(static_cast<size_t>(arg.shape.size()) * size_of(arg.dtype), std::byte(0xAB)));
+      replay->run();
+    } else {
+      c.call(be, bound);
+    }
+    be.synchronize();
+  } catch (const std::exception& e) { note("call", e.what()); }
+  for (const Arg& arg : c.args) {
+    const bool shares = options.share && arg.name == options.share->first;
+    const RedZone& zone = *zones.at(shares ? options.share->second : arg.name);
+    note(arg.name, zone.check());
+    if (arg.role != Role::input)
+      run.outputs[arg.name] = zone.read();
+    else if (!(options.share && arg.name == options.share->second) && zone.read() != to_bytes(in.at(arg.name)))
+      note(arg.name, "is an input and was changed");
+  }
+  return run;
+}
+
+/// Empty, or the first output that differs from the reference.
+std::string compare(const OpCase& c, const Run& run, const Arrays& want) {
+  if (!run.error.empty()) return run.error;
+  for (const Arg& arg : c.args) {
+    if (arg.role == Role::input) continue;
+    const Array got = from_bytes(arg.shape, arg.dtype, run.outputs.at(arg.name));
+    Array expected = want.at(arg.name);
+    expected.dtype = arg.dtype;
+    const std::string error = difference(c.name() + ": " + arg.name, got, expected, arg.tolerance);
+    if (!error.empty()) return error;
+  }
+  return "";
+}
+
+std::string same_bytes(const OpCase& c, const Run& a, const Run& b, const char* when) {
+  for (const auto& [name, bytes] : a.outputs)
+    if (bytes != b.outputs.at(name)) return c.name() + ": " + name + " differs " + when;
+  return "";
+}
+
+void report(const std::string& error) { CHECK_MESSAGE(error.empty(), error); }
+
+struct Threads {
+  explicit Threads(int n) : before(omp_get_max_threads()) { omp_set_num_threads(n); }
+  ~Threads() { omp_set_num_threads(before); }
+  int before;
+};
+
+/// All cases of some calls: values, red zones, alignment, aliasing, repeatability, replay, number of threads.
+void check_family(const std::set<std::string>& ops) {
+  const auto device = Device::open("cpu");
+  Backend& be = device->backend();
+  std::set<std::string> seen;
+  for (const OpCase& c : op_cases()) {
+    if (!ops.count(c.op)) continue;
+    seen.insert(c.op);
+    for (const bool outliers : {false, true}) {
+      const Arrays in = c.inputs(outliers);
+      Arrays want;
+      c.reference(in, want);
+      Threads two(2);
+      const Run first = run_case(be, c, in);
+      std::string error = compare(c, first, want);
+      if (error.empty()) error = same_bytes(c, first, run_case(be, c, in), "when called twice");
+      if (error.empty()) error = same_bytes(c, first, run_case(be, c, in, {.replayed = true}), "when replayed");
+      if (error.empty()) error = compare(c, run_case(be, c, in, {.shifted = true}), want);
+      for (const auto& pair : c.in_place)
+        if (error.empty()) error = same_bytes(c, first, run_case(be, c, in, {.share = &pair}), "when in place");
+      if (error.empty()) {
+        Threads one(1);
+        const Run alone = run_case(be, c, in);
+        error = compare(c, alone, want);
+        if (error.empty() && c.same_for_any_threads) error = same_bytes(c, first, alone, "with one thread");
+      }
+      report(error.empty() || !outliers ? error : error + " [with outliers]");
+    }
+  }
+  CHECK(seen == ops);
+}
+
+}  // namespace
+
+TEST_CASE("elementwise calls") { check_family({"fill", "copy", "axpy", "relu", "relu_grad", "column_sum", "gather"}); }
+TEST_CASE("convolution") { check_family({"conv2d", "conv2d_grad_input", "conv2d_grad_weight"}); }
+TEST_CASE("matrix product") { check_family({"matmul"}); }
+TEST_CASE("pooling") { check_family({"max_pool", "max_pool_grad", "global_avg_pool", "global_avg_pool_grad"}); }
+TEST_CASE("batch norm") { check_family({"batch_norm", "batch_norm_grad", "batch_norm_inference"}); }
+TEST_CASE("losses") { check_family({"l2_normalize", "l2_normalize_grad", "info_nce", "cross_entropy"}); }
+TEST_CASE("top k") { check_family({"top_k"}); }
+TEST_CASE("commit calls") { check_family({"all_finite", "sgd", "lars", "adamw", "ema", "ring_write"}); }
+TEST_CASE("augmentation") { check_family({"augment", "cut_mix"}); }
+
+TEST_CASE("the table covers every call of the backend") {
+  std::set<std::string> covered, names;
+  for (const OpCase& c : op_cases()) {
+    covered.insert(c.op);
+    if (!names.insert(c.name()).second) FAIL_CHECK("two cases are called " << c.name());
+  }
+  const std::set<std::string> listed(backend_calls().begin(), backend_calls().end());
+  CHECK(covered == listed);
+
+  std::ifstream header("kernels/backend.h");
+  if (!header) {
+    MESSAGE("skipped: kernels/backend.h not present in the working directory");
+    return;
+  }
+  std::set<std::string> declared;
+  for (std::string line; std::getline(header, line);) {
+    const std::string start = "  virtual void ", argument = "(const ";
+    const size_t open = line.find(argument), close = line.find("&) = 0;");
+    if (line.rfind(start, 0) == 0 && open != std::string::npos && close != std::string::npos)
+      declared.insert(line.substr(start.size(), open - start.size()));
+  }
+  CHECK(declared == listed);
+}
+
+TEST_CASE("the red zones see what they are for") {
+  const auto device = Device::open("cpu");
+  RedZone zone(device->backend(), 12);
+  CHECK(zone.check().empty());
+  float* data = static_cast<float*>(zone.data());
+  CHECK(std::isnan(data[-1]));
+  CHECK(std::isnan(data[0]));
+  CHECK(std::isnan(data[3]));
+  data[2] = 1;
+  CHECK(zone.check().empty());
+  data[3] = 1;
+  CHECK(zone.check().find("after its end") != std::string::npos);
+  RedZone other(device->backend(), 5, 4);
+  static_cast<char*>(other.data())[-1] = 0;
+  CHECK(other.check() == "written 1 bytes before its start");
+}
+
+TEST_CASE("the comparison refuses what it should") {
+  Array want({4}), got({4});
+  want.v = {1, -2, 3, 0};
+  got.v = {1, -2, 3, 1e-6};
+  CHECK(difference("x", got, want).empty());
+  got[1] = -2.001;
+  CHECK(difference("x", got, want).find("worst element 1") != std::string::npos);
+  got.v = {1, -2, 3, std::nan("")};
+  CHECK(!difference("x", got, want).empty());
+  got.v = {1, -2, 3, 1e-9};
+  CHECK(!difference("x", got, want, kExact).empty());
+  got.dtype = want.dtype = DType::i32;
+  got.v = {1, -2, 4, 0};
+  CHECK(!difference("x", got, want).empty());
+}
+
+TEST_CASE("wrong shapes are refused with a message") {
+  const auto device = Device::open("cpu");
+  Backend& be = device->backend();
+  // Dropping the last row of one array at a time must never be accepted silently, unless the array can be any size.
+  const std::set<std::string> free_size = {"fill y",         "all_finite x", "gather x",         "top_k bank",
+                                           "info_nce queue", "column_sum x", "ring_write queue", "ring_write rows"};
+  std::set<std::string> done;
+  for (const OpCase& c : op_cases()) {
+    if (!done.insert(c.op).second) continue;
+    const OpCase* chosen = nullptr;  // a case where every array has rows to lose
+    for (const OpCase& other : op_cases()) {
+      if (other.op != c.op) continue;
+      bool fits = true;
+      for (const Arg& arg : other.args) fits = fits && arg.shape.rank() >= 1 && arg.shape[0] >= 1;
+      if (fits && (!chosen || other.args.size() > chosen->args.size())) chosen = &other;
+    }
+    REQUIRE(chosen);
+    const Arrays in = chosen->inputs(false);
+    for (const Arg& wrong : chosen->args) {
+      if (free_size.count(c.op + " " + wrong.name)) continue;
+      OpCase shorter = *chosen;
+      for (Arg& arg : shorter.args)
+        if (arg.name == wrong.name) arg.shape = arg.shape.with_rows(arg.shape[0] - 1);
+      Arrays cut = in;
+      if (auto found = cut.find(wrong.name); found != cut.end()) {
+        found->second.shape = wrong.shape.with_rows(wrong.shape[0] - 1);
+        found->second.v.resize(static_cast<size_t>(found->second.shape.size()));
+      }
+      const Run run = run_case(be, shorter, cut);
+      if (run.error.find("call ") == std::string::npos)
+        FAIL_CHECK(chosen->name() << ": " << wrong.name << " with one row less was accepted");
+    }
+  }
+}
+
+TEST_CASE("gather refuses an index out of range") {
+  const auto device = Device::open("cpu");
+  Backend& be = device->backend();
+  for (const int32_t wrong : {-1, 3}) {
+    RedZone x(be, 24), index(be, 4), y(be, 8);
+    be.upload(index.data(), &wrong, 4);
+    CHECK_THROWS_AS(be.gather({.x = {x.data(), Shape{3, 2}},
+                               .index = {index.data(), Shape{1}, DType::i32},
+                               .y = {y.data(), Shape{1, 2}}}),
+                    Error);
+  }
+}
+
+TEST_CASE("the cases for timing are calls the backend accepts") {
+  const auto device = Device::open("cpu");
+  for (const bool cifar : {true, false})
+    for (const OpCase& c : bench_cases(cifar, 1)) {
+      if (c.op == "top_k") continue;  // its bank is large; the shapes are those of any other case
+      Arrays zeros;
+      for (const Arg& arg : c.args) zeros[arg.name] = Array(arg.shape, arg.dtype);
+      const Run run = run_case(device->backend(), c, zeros);
+      CHECK_MESSAGE(run.error.empty(), run.error);
+      CHECK(c.bytes() > 0);
+      CHECK(c.flops > 0);
+    }
+}
+
+TEST_CASE("no convolution of a ResNet runs in oneDNN's reference code") {
+  for (const bool cifar : {true, false})
+    for (const OpCase& c : bench_cases(cifar, 8)) {
+      Bound bound;
+      for (const Arg& arg : c.args) bound.add(arg.name, {nullptr, arg.shape, arg.dtype});
+      const auto at = [&](const char* name) { return bound[name]; };
+      std::string chosen;
+      const bool strided = c.detail.find("stride 2") != std::string::npos;
+      const int stride = strided ? 2 : 1, pad = c.detail.back() - '0';
+      if (c.op == "conv2d")
+        chosen = cpu::conv_implementation(
+            Backend::Conv2d{.x = at("x"), .w = at("w"), .y = at("y"), .stride = stride, .pad = pad});
+      else if (c.op == "conv2d_grad_input")
+        chosen = cpu::conv_implementation(
+            Backend::Conv2dGradInput{.dy = at("dy"), .w = at("w"), .dx = at("dx"), .stride = stride, .pad = pad});
+      else if (c.op == "conv2d_grad_weight")
+        chosen = cpu::conv_implementation(
+            Backend::Conv2dGradWeight{.dy = at("dy"), .x = at("x"), .dw = at("dw"), .stride = stride, .pad = pad});
+      else
+        continue;
+      CHECK(!chosen.empty());
+      if (chosen.find("ref") != std::string::npos) FAIL_CHECK(c.name() << " runs in " << chosen);
+    }
+}
