@@ -124,15 +124,17 @@ inline int read_block(BitReader& in, const HuffmanTable& dc, const HuffmanTable&
   }
   block[0] = static_cast<int16_t>(last_dc);
   int k = 0;
-  while (k < 63) {
-    in.refill();
+  const auto whole_entry = [&] {
     entry = ac.entry[in.bits >> (64 - kPeek)];
-    if (entry.value) [[likely]] {
-      in.drop(entry.length);
-      k += entry.run;
-      block[kNatural[static_cast<size_t>(k)]] = entry.value;
-      continue;
-    }
+    if (!entry.value) return false;
+    in.drop(entry.length);
+    k += entry.run;
+    block[kNatural[static_cast<size_t>(k)]] = entry.value;
+    return true;
+  };
+  while (k < 63) {
+    in.refill();  // enough for two whole entries and a longest code with its bits
+    if (whole_entry() && (k >= 63 || (whole_entry() && (k >= 63 || whole_entry())))) continue;
     const int symbol = next_symbol(in, ac, entry), size = symbol & 15;
     if (symbol == 0) break;
     if (symbol < 0) return -1;
