@@ -1,5 +1,6 @@
 // Gradients of every differentiable op against central differences of its reference in double.
 #include "engine/ops.h"
+#include "tests/backend.h"
 #include "tests/reference.h"
 
 // After the project's headers: doctest's CHECK replaces that of kernels/check.h from here on.
@@ -94,7 +95,7 @@ constexpr Tolerance kGradient{1e-9, 5e-5, "chains of two kernels"};
 /// with the op applied twice to the same leaves (so that gradients accumulate), then each input alone.
 void check_gradients(const std::string& name, const Inputs& inputs, const std::function<Var(const Vars&)>& op,
                      const std::function<Array(const Inputs&)>& reference, const Tolerance& tolerance = kGradient) {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Array y = reference(inputs);
   const Array r1 = draw(name + " r1", y.shape), r2 = draw(name + " r2", y.shape);
   std::vector<Array> expected;
@@ -242,7 +243,7 @@ TEST_CASE("batch_norm") {
         check_gradients(name, inputs, op, [&](const Inputs& a) { return forward(a, with_relu); });
 
         // One output used three times: the first two gradients are summed on load, the third is accumulated.
-        const auto device = Device::open("cpu");
+        const auto device = open_backend();
         Vars leaves;
         for (const Array& input : inputs)
           leaves.push_back(Var::leaf(tensor(*device, input), Tensor::full(*device, input.shape, NAN)));
@@ -266,7 +267,7 @@ TEST_CASE("batch_norm") {
 }
 
 TEST_CASE("info_nce") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Array queue = draw_unit_rows("queue", {23, 6}), weights = draw("weights", {2}, 0.2, 1);
   const std::vector<Array> keys = {draw_unit_rows("key 0", {5, 6}), draw_unit_rows("key 1", {5, 6})};
   for (const float temperature : {0.07f, 0.2f, 1.f})
@@ -355,7 +356,7 @@ TEST_CASE("a residual block with a projection head") {
 }
 
 TEST_CASE("batch_norm_inference and constants take part without a gradient") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Array x = draw("inference", {4, 3});
   const Tensor one = Tensor::full(*device, {3}, 1), zero = Tensor::full(*device, {3}, 0);
   const Var leaf = Var::leaf(tensor(*device, x), Tensor::full(*device, {4, 3}, 7));

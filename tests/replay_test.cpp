@@ -1,6 +1,7 @@
 // Record and replay: the same bits as eager execution, on memory that nothing else gets.
 #include "engine/ops.h"
 #include "engine/step.h"
+#include "tests/backend.h"
 #include "tests/test.h"
 
 // After the project's headers: doctest's CHECK replaces that of kernels/check.h from here on.
@@ -127,7 +128,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 /// States after each of `count` eager steps.
 std::vector<std::vector<float>> eager_states(int64_t count) {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Model model(*device);
   std::vector<std::vector<float>> states;
   for (int64_t i = 0; i < count; ++i) {
@@ -147,7 +148,7 @@ TEST_CASE("a replayed training step equals the eager one bit for bit") {
     if (i) REQUIRE_FALSE(same_bits(want[i], want[i - 1]));  // else the comparison below means nothing
   }
 
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Model model(*device);
   std::shared_ptr<RecordedStep> recorded;
   for (int64_t i = 0; i < 8; ++i) {
@@ -165,7 +166,7 @@ TEST_CASE("a replayed training step equals the eager one bit for bit") {
 
 TEST_CASE("Step runs eagerly, records and replays to the same bits") {
   const auto want = eager_states(6);
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Model model(*device);
   Step step(
       *device, [&] { model.step(); }, 2);
@@ -182,7 +183,7 @@ TEST_CASE("Step runs eagerly, records and replays to the same bits") {
 
 TEST_CASE("nothing allocated after a recording shares its memory") {
   const auto want = eager_states(6);
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Model model(*device);
   model.feed(0);
   model.step();
@@ -219,7 +220,7 @@ TEST_CASE("nothing allocated after a recording shares its memory") {
 }
 
 TEST_CASE("a tensor made in a recording is updated by every replay") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Tensor x = Tensor::full(*device, {3}, 1);
   Tensor y;
   const auto recorded = device->record([&] { y = scale(Var(x), 2).value(); });
@@ -230,7 +231,7 @@ TEST_CASE("a tensor made in a recording is updated by every replay") {
 }
 
 TEST_CASE("the arena stops growing after the first step") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Model model(*device);
   model.feed(0);
   model.step();
@@ -263,7 +264,7 @@ TEST_CASE("the arena stops growing after the first step") {
 }
 
 TEST_CASE("two recordings do not disturb each other") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Tensor x = Tensor::full(*device, {1000}, 1), a = Tensor::full(*device, {1000}, 0),
                b = Tensor::full(*device, {1000}, 0);
   const auto times = [&](float factor, const Tensor& out) {
@@ -278,7 +279,7 @@ TEST_CASE("two recordings do not disturb each other") {
 }
 
 TEST_CASE("a recording that fails leaves the device usable") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   CHECK_THROWS_AS(device->record([&] { throw Error("half way"); }), Error);
   CHECK_THROWS_AS(device->record([&] { device->record([] {}); }), Error);
   const Tensor x = Tensor::full(*device, {2}, 3);
