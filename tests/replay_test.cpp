@@ -21,6 +21,26 @@ std::vector<float> normals(const std::string& name, int64_t count, double scale 
   return {a.v.begin(), a.v.end()};
 }
 
+/// Whether the backend under test has not all of the calls yet; says so.
+bool lacks(const std::set<std::string>& calls) {
+  const std::string missing = missing_call(calls);
+  if (!missing.empty()) MESSAGE("not on simt yet: " << missing);
+  return !missing.empty();
+}
+
+/// What a step of the model below needs.
+const std::set<std::string> kModelCalls = {"augment",
+                                           "batch_norm",
+                                           "batch_norm_grad",
+                                           "max_pool",
+                                           "max_pool_grad",
+                                           "global_avg_pool",
+                                           "global_avg_pool_grad",
+                                           "cross_entropy",
+                                           "all_finite",
+                                           "sgd",
+                                           "ema"};
+
 /// A small network with its optimizer: two convolutions with a residual, max pool, linear, cross entropy, SGD, running
 /// statistics. Everything that changes between steps is a tensor.
 class Model {
@@ -142,6 +162,7 @@ std::vector<std::vector<float>> eager_states(int64_t count) {
 }  // namespace
 
 TEST_CASE("a replayed training step equals the eager one bit for bit") {
+  if (lacks(kModelCalls)) return;
   const auto want = eager_states(8);
   for (size_t i = 0; i < want.size(); ++i) {
     for (float x : want[i]) REQUIRE(std::isfinite(x));
@@ -165,6 +186,7 @@ TEST_CASE("a replayed training step equals the eager one bit for bit") {
 }
 
 TEST_CASE("Step runs eagerly, records and replays to the same bits") {
+  if (lacks(kModelCalls)) return;
   const auto want = eager_states(6);
   const auto device = open_backend();
   const Model model(*device);
@@ -182,6 +204,7 @@ TEST_CASE("Step runs eagerly, records and replays to the same bits") {
 }
 
 TEST_CASE("nothing allocated after a recording shares its memory") {
+  if (lacks(kModelCalls)) return;
   const auto want = eager_states(6);
   const auto device = open_backend();
   const Model model(*device);
@@ -231,6 +254,7 @@ TEST_CASE("a tensor made in a recording is updated by every replay") {
 }
 
 TEST_CASE("the arena stops growing after the first step") {
+  if (lacks(kModelCalls)) return;
   const auto device = open_backend();
   const Model model(*device);
   model.feed(0);

@@ -16,7 +16,7 @@ std::string text_of(const Where& where) {
 }
 
 bool same(const char* what, const Where& where, const Thread& t) {
-  return std::strcmp(what, t.what) == 0 && where.line() == t.where.line() &&
+  return std::strcmp(what, t.what) == 0 && where.line() == t.where.line() && where.column() == t.where.column() &&
          std::strcmp(where.file_name(), t.where.file_name()) == 0;
 }
 
