@@ -1,12 +1,15 @@
 // csml: contrastive pretraining of image encoders, and everything around it, in one binary.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <new>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "apps/command.h"
 #include "apps/config.h"
+#include "engine/comm.h"
 #include "kernels/check.h"
 #include "version.h"
 
@@ -15,7 +18,16 @@ namespace {
 
 int failed(int code, std::string message) {
   std::replace(message.begin(), message.end(), '\n', ' ');
-  fmt::print(stderr, "csml: {}\n", message);
+  std::string rank;
+  try {
+    if (const Launch job = launch(); job.size > 1) {
+      // What every process of a job meets, rank 0 tells; its launcher then ends the others.
+      if (job.rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
+      rank = cat("[rank {}] ", job.rank);
+    }
+  } catch (const UsageError&) {  // the message is about the environment, then
+  }
+  fmt::print(stderr, "csml: {}{}\n", rank, message);
   return code;
 }
 
