@@ -87,7 +87,7 @@ void Watchdog::watch() {
   for (Clock::time_point before = Clock::now(); !wake_.wait_for(lock, period, [this] { return quit_; });) {
     // Time in which this process itself was stopped is not the others' fault.
     const Clock::time_point now = Clock::now();
-    if (now - before > 2 * period) since_ += now - before;
+    if (now - before > 2 * period) since_ += std::chrono::duration_cast<Clock::duration>(now - before - period);
     before = now;
     const double waited = seconds(now - since_).count();
     if (inside_ && waited > timeout_seconds_)
