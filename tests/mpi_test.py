@@ -279,7 +279,7 @@ def case_faults():
     _, errors = run(2, "usage", "moco", expect=2, train__nonsense=1)
     check("train.nonsense" in errors, f"an unknown key: {errors[-500:]}")
 
-    job, ranks = start(4, "hang", epochs=4000, comm__timeout_seconds=2)
+    job, ranks = start(4, "hang", epochs=4000, comm__timeout_seconds=5)
     os.kill(ranks[2], signal.SIGSTOP)
     code, errors = finish(job)
     check(code == 70, f"a process that hangs: exit code {code}, expected 70: {errors[-1500:]}")
