@@ -1,12 +1,15 @@
 // csml: contrastive pretraining of image encoders, and everything around it, in one binary.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <new>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "apps/command.h"
 #include "apps/config.h"
+#include "engine/comm.h"
 #include "kernels/check.h"
 #include "version.h"
 
@@ -15,7 +18,16 @@ namespace {
 
 int failed(int code, std::string message) {
   std::replace(message.begin(), message.end(), '\n', ' ');
-  fmt::print(stderr, "csml: {}\n", message);
+  std::string rank;
+  try {
+    if (const Launch job = launch(); job.size > 1) {
+      // What every process of a job meets, rank 0 tells; its launcher then ends the others.
+      if (job.rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
+      rank = cat("[rank {}] ", job.rank);
+    }
+  } catch (const UsageError&) {  // the message is about the environment, then
+  }
+  fmt::print(stderr, "csml: {}{}\n", rank, message);
   return code;
 }
 
@@ -26,7 +38,9 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "csml COMMAND --help tells more.\n"
-      "Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by a signal after a checkpoint.");
+      "Exit codes: 0 done, 1 failed, 2 wrong usage, 70 another process of the job is lost, 75 stopped by a signal "
+      "after\n"
+      "a checkpoint.");
   std::vector<std::pair<CLI::App*, Command>> commands;
   const auto add = [&](const char* name, const char* text, const auto& define) {
     CLI::App* command = app.add_subcommand(name, text);
