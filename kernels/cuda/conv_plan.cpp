@@ -1,6 +1,6 @@
 #include "kernels/cuda/conv_plan.h"
 
-#include <array>
+#include <algorithm>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/libraries.h"
@@ -82,6 +82,10 @@ std::vector<Descriptor> get_descriptors(const Descriptor& d, cudnnBackendAttribu
   CUDNN_CHECK(cudnn().get_attribute(d.get(), name, CUDNN_TYPE_BACKEND_DESCRIPTOR, most, &count, raw.data()));
   found.resize(static_cast<size_t>(std::min(count, most)));
   return found;
+}
+
+void set_handle(const Descriptor& d, cudnnBackendAttributeName_t name, void* handle) {
+  CUDNN_CHECK(cudnn().set_attribute(d.get(), name, CUDNN_TYPE_HANDLE, 1, &handle));
 }
 
 void finalize(const Descriptor& d) { CUDNN_CHECK(cudnn().finalize(d.get())); }
@@ -198,18 +202,18 @@ std::string ConvShape::text() const {
              Shape{k, r, s, c}.text(), stride, pad);
 }
 
-Card Card::present(int device) {
-  const Descriptor d = create(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
-  set(d, CUDNN_ATTR_DEVICEPROP_DEVICE_ID, int32_t{device});
-  finalize(d);
-  return Card(d);
+Card Card::present(void* handle) {
+  Card card;
+  card.handle_ = handle;
+  return card;
 }
 
 Card Card::described(const std::string& json) {
-  const Descriptor d = create(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
-  set(d, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, json.data(), static_cast<int64_t>(json.size()));
-  finalize(d);
-  return Card(d);
+  Card card;
+  card.properties_ = create(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
+  set(card.properties_, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, json.data(), static_cast<int64_t>(json.size()));
+  finalize(card.properties_);
+  return card;
 }
 
 ConvGraph::ConvGraph(const ConvShape& shape, const Card& card, PlanRules rules) : card_(card) {
@@ -239,6 +243,7 @@ ConvGraph::ConvGraph(const ConvShape& shape, const Card& card, PlanRules rules) 
 
   const Descriptor graph = create(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
   set(graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, operation.get());
+  if (card_.handle()) set_handle(graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, card_.handle());
   finalize(graph);
   parts_ = {conv, x, w, y, operation, graph};
 
@@ -246,26 +251,25 @@ ConvGraph::ConvGraph(const ConvShape& shape, const Card& card, PlanRules rules) 
     const Descriptor heuristics = create(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
     set(heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph.get());
     set(heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, mode);
-    set(heuristics, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, card_.descriptor());
+    if (card_.properties()) set(heuristics, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, card_.properties());
     if (cudnn().finalize(heuristics.get()) != CUDNN_STATUS_SUCCESS) continue;  // nothing in this mode
     int64_t count = 0;
     CUDNN_CHECK(cudnn().get_attribute(heuristics.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, 0,
                                       &count, nullptr));
-    for (const Descriptor& config : get_descriptors(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS,
-                                                    CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, count)) {
-      const auto engines =
-          get_descriptors(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_BACKEND_ENGINE_DESCRIPTOR, 1);
+    for (const Descriptor& config :
+         get_descriptors(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, count)) {
+      const auto engines = get_descriptors(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_BACKEND_ENGINE_DESCRIPTOR, 1);
       if (engines.empty()) continue;
       const Descriptor& engine = engines[0];
-      const auto notes = get<cudnnBackendNumericalNote_t>(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE,
-                                                          CUDNN_NUMERICAL_NOTE_TYPE_COUNT);
+      const auto notes =
+          get<cudnnBackendNumericalNote_t>(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_NUMERICAL_NOTE_TYPE_COUNT);
       if (!allowed(notes, shape.dtype, rules)) continue;
       Config candidate{config, describe(config, engine), false};
       bool known = false;
       for (const Config& other : configs_) known |= other.name == candidate.name;
       if (known) continue;
-      for (const auto note : get<cudnnBackendBehaviorNote_t>(engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE,
-                                                             CUDNN_BEHAVIOR_NOTE_TYPE_COUNT))
+      for (const auto note :
+           get<cudnnBackendBehaviorNote_t>(engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_BEHAVIOR_NOTE_TYPE_COUNT))
         candidate.compiled_late |= note == CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION;
       configs_.push_back(std::move(candidate));
     }
@@ -276,7 +280,10 @@ bool ConvGraph::build(int i, ConvPlan& plan, std::string& why) const {
   const Config& config = configs_.at(static_cast<size_t>(i));
   plan.descriptor_ = create(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
   set(plan.descriptor_, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config.descriptor.get());
-  set(plan.descriptor_, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, card_.descriptor());
+  if (card_.handle())
+    set_handle(plan.descriptor_, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, card_.handle());
+  else
+    set(plan.descriptor_, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, card_.properties());
   const cudnnStatus_t status = cudnn().finalize(plan.descriptor_.get());
   if (status != CUDNN_STATUS_SUCCESS) {
     char detail[256] = "";

@@ -36,18 +36,20 @@ struct PlanRules {
   bool deterministic = false;  // only engines whose result is the same on every run
 };
 
-/// A card as cuDNN describes it.
+/// The card that plans are made for.
 class Card {
  public:
-  /// The card `device` of this machine.
-  static Card present(int device);
-  /// From cuDNN's JSON form of device properties (tests/device/*.json).
+  /// The card of a cudnnHandle_t, which must outlive the plans.
+  static Card present(void* handle);
+  /// A card that need not be there, by cuDNN's JSON form of device properties (tests/device/*.json; cuDNN 9.8).
   static Card described(const std::string& json);
-  void* descriptor() const { return descriptor_.get(); }
+
+  void* handle() const { return handle_; }                // absent for a described card
+  void* properties() const { return properties_.get(); }  // absent for a present one
 
  private:
-  explicit Card(std::shared_ptr<void> descriptor) : descriptor_(std::move(descriptor)) {}
-  std::shared_ptr<void> descriptor_;
+  void* handle_ = nullptr;
+  std::shared_ptr<void> properties_;
 };
 
 /// A way to compute one convolution on one card, ready to run.
@@ -56,7 +58,8 @@ class ConvPlan {
   /// "engine 17 (2=1 12=0)": the engine and its settings; the same text means the same computation.
   const std::string& name() const { return name_; }
   size_t workspace_bytes() const { return workspace_; }
-  /// x, w, y: values or gradients, whichever the direction reads and writes. handle: cudnnHandle_t with its stream set.
+  /// x, w, y: values or gradients, whichever the direction reads and writes. handle: that of the plan's card, its
+  /// stream set.
   void run(void* handle, const void* x, const void* w, const void* y, void* workspace) const;
 
  private:

@@ -24,8 +24,8 @@ class Library {
       if (library_) return;
       if (folder.empty()) why = ::dlerror();
     }
-    throw Error(cat("{} ({}) cannot be loaded: {}; install it, or name its folder in CSML_CUDA_LIBRARIES", what, file,
-                    why));
+    throw Error(
+        cat("{} ({}) cannot be loaded: {}; install it, or name its folder in CSML_CUDA_LIBRARIES", what, file, why));
   }
 
   template <class Function>
@@ -67,8 +67,6 @@ Cudnn load_cudnn() {
   library.bind(f.set_attribute, "cudnnBackendSetAttribute");
   library.bind(f.get_attribute, "cudnnBackendGetAttribute");
   library.bind(f.execute, "cudnnBackendExecute");
-  constexpr size_t kOldest = 90800;
-  CHECK(f.get_version() >= kOldest, "cuDNN {} is too old: csml needs 9.8 or newer", f.get_version());
   return f;
 }
 

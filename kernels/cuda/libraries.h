@@ -42,8 +42,7 @@ struct CublasLt {
   decltype(&::cublasLtMatmul) matmul;
 };
 
-/// Loads the library at the first call. Throws Error where it is absent or too old (cuDNN 9.8, for plans from device
-/// properties).
+/// Loads the library at the first call. Throws Error where it is absent or lacks a function.
 const Cudnn& cudnn();
 const CublasLt& cublas_lt();
 
