@@ -69,7 +69,7 @@ def check_include(path, quote, target):
         return None if folder == "engine" else '"kernels/backend.h" may be included by engine/ only'
     if target in EXCEPTIONS.get(path, ()):
         return None
-    if parts[0] == "kernels" and parts[1] == "cpu":
+    if parts[0] == "kernels" and parts[1] in ("cpu", "cuda"):
         return None if path == "engine/device.cpp" else f'"{target}" may be included by engine/device.cpp only'
     if parts[0] not in MAY_INCLUDE[folder]:
         return f'"{target}": {folder}/ may include {", ".join(sorted(MAY_INCLUDE[folder])) or "nothing"}'

@@ -54,6 +54,7 @@ class Context {
     return static_cast<T*>(scratch(static_cast<size_t>(count) * sizeof(T)));
   }
   void set_recording(bool recording) { recording_ = recording; }
+  bool is_recording() const { return recording_; }
 
   /// Kernels started so far.
   int64_t launches() const { return launches_; }
