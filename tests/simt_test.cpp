@@ -74,9 +74,9 @@ KERNEL void lanes_kernel(int32_t* out) {
   row[1] = shuffle_xor(me, 3);
   row[2] = shuffle_up(me, 2);
   row[3] = shuffle_down(me, 2);
-  row[4] = static_cast<int32_t>(ballot(me % 2 == 1));
-  row[5] = any(me == 7);
-  row[6] = all(me == 7);
+  row[4] = static_cast<int32_t>(warp_ballot(me % 2 == 1));
+  row[5] = warp_any(me == 7);
+  row[6] = warp_all(me == 7);
   row[7] = static_cast<int32_t>(shuffle(int64_t{me} << 20, 31) >> 20);
 }
 

@@ -49,9 +49,9 @@ template <class T>
 DEVICE T shuffle_down(T value, int distance) {
   return __shfl_down_sync(0xFFFFFFFFu, value, distance);
 }
-DEVICE uint32_t ballot(bool yes) { return __ballot_sync(0xFFFFFFFFu, yes); }
-DEVICE bool any(bool yes) { return __any_sync(0xFFFFFFFFu, yes); }
-DEVICE bool all(bool yes) { return __all_sync(0xFFFFFFFFu, yes); }
+DEVICE uint32_t warp_ballot(bool yes) { return __ballot_sync(0xFFFFFFFFu, yes); }
+DEVICE bool warp_any(bool yes) { return __any_sync(0xFFFFFFFFu, yes); }
+DEVICE bool warp_all(bool yes) { return __all_sync(0xFFFFFFFFu, yes); }
 
 // ---- shared memory --------------------------------------------------------------------------------------------------
 

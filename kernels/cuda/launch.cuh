@@ -5,8 +5,9 @@
 // Primitives (identical in both): qualifiers KERNEL, KERNEL_BOUNDS(threads, blocks), DEVICE;
 //   thread(), lane(), warp(), block_threads(), block(), grid()      blocks are one-dimensional, whole warps
 //   sync_block(), sync_warp()                                       every thread of the block / warp must arrive
-//   shuffle(v, lane), shuffle_xor, shuffle_up, shuffle_down, ballot, any, all       whole warps; 4- and 8-byte values;
-//                                                                   they do not order memory: sync_warp() does
+//   shuffle(v, lane), shuffle_xor, shuffle_up, shuffle_down         4- and 8-byte values
+//   warp_ballot(yes), warp_any, warp_all                            like shuffles for whole warps; they do not order
+//                                                                   memory: sync_warp() does
 //   SHARED(type, name, count)                                       a static shared array, a Shared<type> called name
 //   dynamic_shared<T>(name, byte_offset, count)                     a part of the launch's shared_bytes
 //   Shared<T>: s[i] (write `T x = s[i]`, not auto), s.slice(begin, count)

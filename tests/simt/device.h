@@ -96,14 +96,14 @@ template <class T>
 T shuffle_down(T value, int distance, Where where = Where::current()) {
   return detail::move_lanes("shuffle_down", where, value, lane() + distance < kWarp ? lane() + distance : lane());
 }
-inline uint32_t ballot(bool yes, Where where = Where::current()) {
-  return warp_operation<uint32_t>("ballot", where, yes, detail::Votes{});
+inline uint32_t warp_ballot(bool yes, Where where = Where::current()) {
+  return warp_operation<uint32_t>("warp_ballot", where, yes, detail::Votes{});
 }
-inline bool any(bool yes, Where where = Where::current()) {
-  return warp_operation<uint32_t>("any", where, yes, detail::Votes{}) != 0;
+inline bool warp_any(bool yes, Where where = Where::current()) {
+  return warp_operation<uint32_t>("warp_any", where, yes, detail::Votes{}) != 0;
 }
-inline bool all(bool yes, Where where = Where::current()) {
-  return warp_operation<uint32_t>("all", where, yes, detail::Votes{}) == 0xFFFFFFFFu;
+inline bool warp_all(bool yes, Where where = Where::current()) {
+  return warp_operation<uint32_t>("warp_all", where, yes, detail::Votes{}) == 0xFFFFFFFFu;
 }
 
 // ---- shared memory --------------------------------------------------------------------------------------------------
