@@ -65,8 +65,8 @@ else()
   if(NOT why)
     set(CSML_CUDA ON)
     # Where the libraries are, for machines whose dynamic linker does not know.
-    string(REGEX MATCH "^[0-9]+" cudnn_major ${CUDNN_VERSION})
-    find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.${cudnn_major} HINTS ${CUDNN_INCLUDE}/.. ${CUBLASLT_INCLUDE}/..
+    string(REGEX MATCH "^[0-9]+" CUDNN_VERSION_MAJOR ${CUDNN_VERSION})
+    find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.${CUDNN_VERSION_MAJOR} HINTS ${CUDNN_INCLUDE}/.. ${CUBLASLT_INCLUDE}/..
                  PATH_SUFFIXES lib64 lib lib/${CMAKE_LIBRARY_ARCHITECTURE})
     find_library(CUBLASLT_LIBRARY NAMES cublasLt libcublasLt.so.${CUDAToolkit_VERSION_MAJOR}
                  HINTS ${CUBLASLT_INCLUDE}/.. PATH_SUFFIXES lib64 lib lib/${CMAKE_LIBRARY_ARCHITECTURE})
