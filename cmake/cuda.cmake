@@ -11,15 +11,17 @@ if(WITH_CUDA STREQUAL "OFF")
   set(STATUS_CUDA "not built: switched off")
 else()
   set(why "")
-  find_program(CSML_NVCC nvcc HINTS $ENV{CUDACXX} $ENV{CUDA_HOME}/bin $ENV{CUDA_PATH}/bin /usr/local/cuda/bin)
+  set(deps ${CMAKE_SOURCE_DIR}/.deps/cuda/nvidia)  # where scripts/setup.sh --cuda puts it
+  find_program(CSML_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin $ENV{CUDA_PATH}/bin PATHS /usr/local/cuda/bin ${deps}/cu13/bin)
   if(NOT CSML_NVCC)
-    set(why "no nvcc (in PATH, CUDA_HOME/bin or /usr/local/cuda/bin)")
+    set(why "no nvcc (in CUDA_HOME/bin, PATH, /usr/local/cuda/bin or .deps/cuda)")
   else()
     get_filename_component(cuda_root ${CSML_NVCC} REALPATH)
     get_filename_component(cuda_root ${cuda_root} DIRECTORY)
     get_filename_component(cuda_root ${cuda_root} DIRECTORY)
     find_path(CUBLASLT_INCLUDE cublasLt.h HINTS ${cuda_root}/include ${cuda_root}/targets/x86_64-linux/include)
-    find_path(CUDNN_INCLUDE cudnn.h HINTS ${CUDNN_ROOT} $ENV{CUDNN_ROOT} $ENV{CUDNN_PATH} ${cuda_root}
+    find_path(CUDNN_INCLUDE cudnn.h
+              HINTS ${CUDNN_ROOT} $ENV{CUDNN_ROOT} $ENV{CUDNN_PATH} ${cuda_root} ${cuda_root}/../cudnn
               PATH_SUFFIXES include include/${CMAKE_LIBRARY_ARCHITECTURE})
     if(NOT CUBLASLT_INCLUDE)
       set(why "no cublasLt.h in ${cuda_root} (package libcublas-dev)")
@@ -62,12 +64,19 @@ else()
 
   if(NOT why)
     set(CSML_CUDA ON)
-    # Where a machine without an entry for them in the dynamic linker's search finds the libraries.
-    find_library(CUDNN_LIBRARY cudnn HINTS ${CUDNN_INCLUDE}/.. PATH_SUFFIXES lib64 lib lib/${CMAKE_LIBRARY_ARCHITECTURE})
-    set(CSML_CUDA_LIBRARY_FOLDER "")
-    if(CUDNN_LIBRARY)
-      get_filename_component(CSML_CUDA_LIBRARY_FOLDER ${CUDNN_LIBRARY} DIRECTORY)
-    endif()
+    # Where the libraries are, for machines whose dynamic linker does not know.
+    string(REGEX MATCH "^[0-9]+" CUDNN_VERSION_MAJOR ${CUDNN_VERSION})
+    find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.${CUDNN_VERSION_MAJOR} HINTS ${CUDNN_INCLUDE}/.. ${CUBLASLT_INCLUDE}/..
+                 PATH_SUFFIXES lib64 lib lib/${CMAKE_LIBRARY_ARCHITECTURE})
+    find_library(CUBLASLT_LIBRARY NAMES cublasLt libcublasLt.so.${CUDAToolkit_VERSION_MAJOR}
+                 HINTS ${CUBLASLT_INCLUDE}/.. PATH_SUFFIXES lib64 lib lib/${CMAKE_LIBRARY_ARCHITECTURE})
+    set(CSML_CUDA_LIBRARY_FOLDERS "")
+    foreach(library ${CUDNN_LIBRARY} ${CUBLASLT_LIBRARY})
+      get_filename_component(folder ${library} DIRECTORY)
+      list(APPEND CSML_CUDA_LIBRARY_FOLDERS ${folder})
+    endforeach()
+    list(REMOVE_DUPLICATES CSML_CUDA_LIBRARY_FOLDERS)
+    list(JOIN CSML_CUDA_LIBRARY_FOLDERS ":" CSML_CUDA_LIBRARY_FOLDERS)
     list(JOIN CMAKE_CUDA_ARCHITECTURES " " architectures)
     set(STATUS_CUDA "CUDA ${CUDAToolkit_VERSION}, cuDNN ${CUDNN_VERSION}, for ${architectures}")
   elseif(WITH_CUDA STREQUAL "ON")

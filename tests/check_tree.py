@@ -27,7 +27,7 @@ EXCEPTIONS = {"apps/bench_kernels.cpp": {"tests/op_cases.h"}}
 # Beginning of a vendor's include -> places that may have it.
 VENDOR = {
     r"(oneapi/)?dnnl": ["kernels/cpu/"],
-    r"cuda|cudnn|cublas|nv": ["kernels/cuda/"],
+    r"cuda|cudnn|cublas|nv": ["kernels/cuda/", "tests/vendor/"],
     r"nccl": ["engine/comm_nccl.cpp"],
     r"mpi\.h": ["engine/comm_mpi.cpp"],
     r"jpeglib|turbojpeg|jerror": ["data/decode.cpp", "tests/decode_test.cpp", "tests/roi_decode_test.cpp"],

@@ -19,8 +19,9 @@ def bench(device, env=None):
     """One short timing of one call on a device."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CSML_")}
     environment.update({**THREADS, **(env or {})})
-    return subprocess.run([CSML, "bench", "--op", "relu", "--cifar", "--batch", "1", "--windows", "1", "--seconds", "0",
-                           "--device", device, "--json"], capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run([CSML, "bench", "--op", "l2_normalize", "--cifar", "--batch", "1", "--windows", "1",
+                           "--seconds", "0", "--device", device, "--json", "--quiet"], capture_output=True, text=True,
+                          env=environment, timeout=300)
 
 
 def has_cuda():

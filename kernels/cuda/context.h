@@ -16,6 +16,10 @@ struct Failure {
   int32_t at = 0, value = 0, limit = 0;  // value[at] must lie in [0, limit)
 };
 
+#ifdef CSML_SIMT  // the host's copy of the kernels has symbols of its own: a test program holds both
+inline namespace on_host {
+#endif
+
 class Context {
  public:
   /// memory: whose allocate() and release() scratch uses. failure: zeroed, visible to host and device. stream: the
@@ -82,5 +86,9 @@ class Context {
   bool recording_ = false;
   int64_t launches_ = 0;
 };
+
+#ifdef CSML_SIMT
+}  // namespace on_host
+#endif
 
 }  // namespace csml::cuda

@@ -163,8 +163,7 @@ void Convolutions::run(const ConvShape& shape, const ConstView& first, const Con
   std::byte* scratch = place(chosen);
   for (size_t i = 0; i < inputs.size(); ++i)
     if (!is_aligned(inputs[i].data))
-      CUDA_CHECK(cudaMemcpyAsync(scratch + at[i], inputs[i].data, inputs[i].bytes(), cudaMemcpyDeviceToDevice,
-                                 static_cast<cudaStream_t>(context_.stream())));
+      copy(context_, {.x = inputs[i], .y = {scratch + at[i], inputs[i].shape, inputs[i].dtype}});
   execute(chosen);
   if (!direct)
     axpy(context_, {.x = {scratch + output_at, output.view.shape, dtype}, .y = output.view, .write = output.write});

@@ -291,6 +291,8 @@ bool ConvGraph::build(int i, ConvPlan& plan, std::string& why) const {
     why = cat("{} {}", cudnn().get_error_string(status), detail);
     return false;
   }
+  plan.parts_ = parts_;
+  plan.parts_.push_back(config.descriptor);
   plan.name_ = config.name;
   plan.workspace_ =
       static_cast<size_t>(get<int64_t>(plan.descriptor_, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, 1).at(0));

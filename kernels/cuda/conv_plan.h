@@ -64,6 +64,7 @@ class ConvPlan {
 
  private:
   friend class ConvGraph;
+  std::vector<std::shared_ptr<void>> parts_;  // what the descriptor was made of
   std::shared_ptr<void> descriptor_;
   std::string name_;
   size_t workspace_ = 0;

@@ -37,13 +37,14 @@ class Library {
  private:
   static std::vector<std::string> folders() {
     std::vector<std::string> all;
-    if (const char* set = std::getenv("CSML_CUDA_LIBRARIES")) {
-      std::istringstream list(set);
-      for (std::string folder; std::getline(list, folder, ':');)
+    const auto add = [&](const char* list) {
+      std::istringstream text(list);
+      for (std::string folder; std::getline(text, folder, ':');)
         if (!folder.empty()) all.push_back(folder);
-    }
+    };
+    if (const char* set = std::getenv("CSML_CUDA_LIBRARIES")) add(set);
     all.emplace_back();  // the dynamic linker's search
-    all.emplace_back(CSML_CUDA_LIBRARY_FOLDER);
+    add(CSML_CUDA_LIBRARY_FOLDERS);
     return all;
   }
 

@@ -1,5 +1,5 @@
 // cuDNN and cuBLASLt, loaded when a card is first used: a csml built with them starts where they are absent. Found in
-// this order: the folders of CSML_CUDA_LIBRARIES (separated by ':'), the dynamic linker's own search, the folder the
+// this order: the folders of CSML_CUDA_LIBRARIES (separated by ':'), the dynamic linker's own search, the folders the
 // build found them in.
 #pragma once
 

@@ -9,7 +9,7 @@
 
 namespace csml::test {
 
-class SimtBackend final : public Backend {
+class SimtBackend : public Backend {
  public:
   SimtBackend();
   const char* name() const override { return "simt"; }
@@ -72,7 +72,11 @@ class SimtBackend final : public Backend {
   }
 
   cuda::Failure failure_;
+
+ protected:
   cuda::Context context_;
+
+ private:
   Tape* tape_ = nullptr;  // set while recording
 };
 
