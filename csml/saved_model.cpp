@@ -1,5 +1,7 @@
 #include "csml/saved_model.h"
 
+#include <algorithm>
+
 #include "engine/log.h"
 #include "models/weights.h"
 
@@ -104,11 +106,31 @@ SavedModel load_model(Device& device, const std::filesystem::path& path, const s
   SavedModel out;
   bool has_head = false;
   out.config.model = recognise_model(file, "", &out.in_channels, &has_head);
+  out.config.augment = file_normalisation(file, out.config.augment);
   out.source = path.string();
   out.which = "q";
   out.encoder = std::make_unique<Encoder>(device, out.config.model, out.in_channels, 0, false);
   load_torchvision(*out.encoder, file, has_head);
   return out;
+}
+
+AugmentConfig file_normalisation(const SafetensorsFile& file, AugmentConfig otherwise) {
+  const std::pair<const char*, std::array<float, 4>*> parts[] = {{"mean", &otherwise.mean}, {"std", &otherwise.std}};
+  for (const auto& [name, values] : parts) {
+    const auto found = file.metadata().find(name);
+    if (found == file.metadata().end()) continue;
+    const nlohmann::json list = nlohmann::json::parse("[" + found->second + "]", nullptr, false);
+    const bool numbers = list.is_array() && !list.empty() && list.size() <= values->size() &&
+                         std::all_of(list.begin(), list.end(), [](const nlohmann::json& v) { return v.is_number(); });
+    if (!numbers)
+      throw Error(
+          cat("{}: metadata {} = '{}' must be numbers, one per channel", file.path().string(), name, found->second));
+    for (size_t c = 0; c < list.size(); ++c) (*values)[c] = list[c].get<float>();
+  }
+  try {
+    check_augment(otherwise);
+  } catch (const UsageError& e) { throw Error(cat("{}: metadata: {}", file.path().string(), e.what())); }
+  return otherwise;
 }
 
 void load_torchvision(Encoder& encoder, const SafetensorsFile& file, bool has_head) {

@@ -33,6 +33,10 @@ inline constexpr const char* kStateUser = "csml.user";
 /// plain backbone; its architecture is recognised from the shapes). which: "q" or "k".
 SavedModel load_model(Device& device, const std::filesystem::path& path, const std::string& which);
 
+/// Mean and deviation as a file of csml export states them in its metadata; `otherwise` where it says nothing. Throws
+/// Error for text that is no list of numbers and for deviations that are not positive.
+AugmentConfig file_normalisation(const SafetensorsFile& file, AugmentConfig otherwise);
+
 /// Recognises depth, width, stem, head from torchvision-named array shapes. Throws Error when it is no ResNet of ours.
 ModelConfig recognise_model(const SafetensorsFile& file, const std::string& prefix, int* in_channels, bool* has_head);
 /// The same from torchvision's names and shapes; `place` stands for the file in messages.
