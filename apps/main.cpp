@@ -50,10 +50,13 @@ int run(int argc, char** argv) {
       [&](CLI::App& command) { return pretrain_command(command, arguments); });
   add("knn", "k-nearest-neighbour accuracy of frozen features", knn_command);
   add("linear", "Linear probe on frozen features", linear_command);
+  add("finetune", "Fine-tune on few labels, with self-training on request",
+      [&](CLI::App& command) { return finetune_command(command, arguments); });
+  add("svm", "Linear support vector machines on frozen features", svm_command);
   add("embed", "Features of a data set into a safetensors file", embed_command);
   add("neighbors", "Exact nearest neighbours inside a data set", neighbors_command);
-  add("import", "Weights with torchvision's names into a checkpoint", import_command);
-  add("export", "An encoder into a safetensors file for other programs", export_command);
+  add("import", "Weights of other programs, or an exported checkpoint, into a checkpoint", import_command);
+  add("export", "An encoder for other programs, or a whole checkpoint as one file", export_command);
   add("inspect", "What a run, a checkpoint, a safetensors file or a data set holds", inspect_command);
   add("bench", "Time of kernels, whole steps and the loader", bench_command);
   add("report", "A run folder into one self-contained report.html", report_command);

@@ -12,12 +12,18 @@
 
 namespace csml {
 
+/// The trunk of a configuration. Throws UsageError for an unknown stem.
+ResNetOptions resnet_options(const ModelConfig& config, int in_channels);
+
 class Encoder {
  public:
   /// trainable = false: a momentum encoder (no gradients). The same seed gives the same weights.
   Encoder(Device& device, const ModelConfig& config, int in_channels, uint64_t seed, bool trainable);
 
-  Stages trunk(const Var& x, const Forward& forward) const { return trunk_(x, forward); }
+  Stages trunk(const Var& x, const Forward& forward, std::vector<Var>* pooled_blocks = nullptr) const {
+    return trunk_(x, forward, pooled_blocks);
+  }
+  std::vector<std::string> block_names() const { return trunk_.block_names(); }
   /// l2_normalize(head(GAP(trunk(x)))), [N, dim]
   Var embed(const Var& x, const Forward& forward) const;
   /// l2_normalize of the projection of pooled features, [N, dim]

@@ -31,6 +31,7 @@ VENDOR = {
     r"nccl": ["engine/comm_nccl.cpp"],
     r"mpi\.h": ["engine/comm_mpi.cpp"],
     r"jpeglib|turbojpeg|jerror": ["data/decode.cpp", "tests/decode_test.cpp", "tests/roi_decode_test.cpp"],
+    r"linear\.h": ["csml/svm.cpp"],
     r"stb/": ["data/decode.cpp", "apps/picture.cpp"],
 }
 WITH_ALLOWED = {"engine/device.cpp", "engine/comm.cpp"}
