@@ -66,21 +66,23 @@ else()
     set(CSML_CUDA ON)
     # Where the libraries are, for machines whose dynamic linker does not know.
     string(REGEX MATCH "^[0-9]+" CUDNN_VERSION_MAJOR ${CUDNN_VERSION})
-    find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.${CUDNN_VERSION_MAJOR} HINTS ${CUDNN_INCLUDE}/.. ${CUBLASLT_INCLUDE}/..
-                 PATH_SUFFIXES lib64 lib lib/${CMAKE_LIBRARY_ARCHITECTURE})
-    find_library(CUBLASLT_LIBRARY NAMES cublasLt libcublasLt.so.${CUDAToolkit_VERSION_MAJOR}
+    find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.${CUDNN_VERSION_MAJOR} NAMES_PER_DIR
+                 HINTS ${CUDNN_INCLUDE}/.. PATH_SUFFIXES lib64 lib lib/${CMAKE_LIBRARY_ARCHITECTURE})
+    find_library(CUBLASLT_LIBRARY NAMES cublasLt libcublasLt.so.${CUDAToolkit_VERSION_MAJOR} NAMES_PER_DIR
                  HINTS ${CUBLASLT_INCLUDE}/.. PATH_SUFFIXES lib64 lib lib/${CMAKE_LIBRARY_ARCHITECTURE})
     set(CSML_CUDA_LIBRARY_FOLDERS "")
-    foreach(library ${CUDNN_LIBRARY} ${CUBLASLT_LIBRARY})
-      get_filename_component(folder ${library} DIRECTORY)
-      list(APPEND CSML_CUDA_LIBRARY_FOLDERS ${folder})
+    foreach(library CUDNN_LIBRARY CUBLASLT_LIBRARY)
+      if(${library})
+        get_filename_component(folder ${${library}} DIRECTORY)
+        list(APPEND CSML_CUDA_LIBRARY_FOLDERS ${folder})
+      endif()
     endforeach()
     list(REMOVE_DUPLICATES CSML_CUDA_LIBRARY_FOLDERS)
     list(JOIN CSML_CUDA_LIBRARY_FOLDERS ":" CSML_CUDA_LIBRARY_FOLDERS)
     list(JOIN CMAKE_CUDA_ARCHITECTURES " " architectures)
     set(STATUS_CUDA "CUDA ${CUDAToolkit_VERSION}, cuDNN ${CUDNN_VERSION}, for ${architectures}")
   elseif(WITH_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "WITH_CUDA=ON: ${why}. scripts/setup.sh --cuda says what to install; "
+    message(FATAL_ERROR "WITH_CUDA=ON: ${why}. scripts/setup.sh --cuda installs what is missing; "
                         "or configure with WITH_CUDA=OFF")
   else()
     set(STATUS_CUDA "not built: ${why}")

@@ -84,14 +84,17 @@ if command -v compute-sanitizer >/dev/null; then
 fi
 
 # The same short run on both, from one seed: losses and accuracy side by side.
-run() { "$build/csml" pretrain --preset cifar10-small --data 'synthetic:shapes?limit=512' --set train.seed=1 \
-  --epochs 2 --device "$1" --out "$out/run-${1%%:*}" --json; }
+run() {
+  "$build/csml" pretrain --preset cifar10-small --data 'synthetic:shapes?limit=512' --set train.seed=1 \
+    --set train.log_every_steps=1 --set train.batch_size=64 --set schedule.lr=0.03 --epochs 2 --device "$1" \
+    --out "$out/run-${1%%:*}" --json
+}
 step pretrain_cpu run cpu
 step pretrain_cuda run "$device"
 compare() {
   python3 - "$out/run-cpu/metrics.jsonl" "$out/run-cuda/metrics.jsonl" <<'PY'
 import json, sys
-losses = [{line["step"]: line["loss"] for line in map(json.loads, open(path)) if "loss" in line and "step" in line}
+losses = [{line["step"]: line["loss"] for line in map(json.loads, open(path)) if line.get("kind") == "step"}
           for path in sys.argv[1:]]
 steps = sorted(set(losses[0]) & set(losses[1]))
 for step in steps:
