@@ -1,7 +1,6 @@
 // csml linear: linear probe on cached features.
 #include <chrono>
 
-#include "apps/command.h"
 #include "apps/feature_source.h"
 #include "csml/probe_linear.h"
 #include "engine/log.h"
@@ -9,10 +8,7 @@
 namespace csml {
 namespace {
 
-struct Options {
-  CommonOptions common;
-  FeatureSourceOptions source;
-  std::string train, test;
+struct Options : LabelledOptions {
   LinearProbeOptions probe;
   double holdout_percent = 10;
 };
@@ -21,8 +17,8 @@ int run(Options& o) {
   start(o.common);
   const auto begin = std::chrono::steady_clock::now();
   const auto device = Device::open(o.source.device);
-  const auto train = open_labelled(o.train, "--train of linear"), test = open_labelled(o.test, "--test of linear");
-  check_same_classes(*train, *test);
+  const LabelledSets sets = open_labelled(o, "linear");
+  const auto& [train, test] = sets;
   const FeatureSource source(*device, o.source, *train);
   const Features seen = source.extract(*train, "train features", false);
   const Features unseen = source.extract(*test, "test features", false);
@@ -39,6 +35,7 @@ int run(Options& o) {
   }
 
   nlohmann::json json = source.describe();
+  json.update(sets.describe(o));
   json.update({{"task", "linear"},
                {"top1", result.top1},
                {"top5", result.top5},
@@ -46,10 +43,6 @@ int run(Options& o) {
                {"best_epoch", result.best_epoch},
                {"learning_rate", result.learning_rate},
                {"epochs", o.probe.epochs},
-               {"n_train", train->size()},
-               {"n_test", test->size()},
-               {"train", o.train},
-               {"test", o.test},
                {"seed", o.probe.seed},
                {"bad_images", seen.bad_images + unseen.bad_images},
                {"protocol",
@@ -75,8 +68,7 @@ int run(Options& o) {
 
 Command linear_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  app.add_option("--train", o->train, "SPEC of the labelled training images")->type_name("SPEC")->required();
-  app.add_option("--test", o->test, "SPEC of the labelled test images")->type_name("SPEC")->required();
+  add_labelled_options(app, *o);
   app.add_option("--epochs", o->probe.epochs, "Passes over the cached features")
       ->check(CLI::Range(1, 100000))
       ->type_name("N")
@@ -102,8 +94,6 @@ Command linear_command(CLI::App& app) {
       ->type_name("N")
       ->capture_default_str();
   app.add_flag("--standardise", o->probe.standardise, "Zero mean and unit variance per feature (of --train)");
-  add_feature_options(app, o->source, true);
-  add_common_options(app, o->common);
   app.footer("Example: csml linear --checkpoint runs/demo --train cifar10:DIR --test 'cifar10:DIR?split=test'");
   return [o] { return run(*o); };
 }
