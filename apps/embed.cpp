@@ -1,17 +1,14 @@
 // csml embed: features of a data set into a safetensors file: features [N, D] f32, labels [N] i64 (-1: none).
 #include <chrono>
 
-#include "apps/command.h"
 #include "apps/feature_source.h"
 #include "engine/safetensors.h"
 
 namespace csml {
 namespace {
 
-struct Options {
-  CommonOptions common;
-  FeatureSourceOptions source;
-  std::string data, out;
+struct Options : DataOptions {
+  std::string out;
   bool l2_normalise = false;
 };
 
@@ -53,13 +50,11 @@ int run(const Options& o) {
 
 Command embed_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  app.add_option("--data", o->data, "SPEC of the images")->type_name("SPEC")->required();
+  add_data_options(app, *o, "q");
   app.add_option("--out", o->out, "File to write: features [N, D] f32, labels [N] i64")
       ->type_name("FILE.safetensors")
       ->required();
   app.add_flag("--l2-normalise", o->l2_normalise, "Rows of unit length");
-  add_feature_options(app, o->source, true);
-  add_common_options(app, o->common);
   app.footer("Example: csml embed --checkpoint runs/demo --data folder:DIR --out features.safetensors");
   return [o] { return run(*o); };
 }

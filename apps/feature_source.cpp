@@ -17,17 +17,14 @@ BadImageCallback name_bad_images() {
   };
 }
 
-}  // namespace
-
-void add_feature_options(CLI::App& app, FeatureSourceOptions& options, bool pixels, const std::string& encoder) {
+void add_feature_options(CLI::App& app, FeatureSourceOptions& options, const std::string& encoder) {
   options.encoder = encoder;
   app.add_option("--checkpoint", options.checkpoint,
                  "Run folder, checkpoint folder or torchvision-named .safetensors file")
-      ->type_name("PATH")
-      ->required(!pixels);
+      ->type_name("PATH");
   app.add_option("--features", options.features,
-                 cat("backbone (pooled trunk) | projection (head's output){}", pixels ? " | pixels (no encoder)" : ""))
-      ->check(pixels ? CLI::IsMember({"backbone", "projection", "pixels"}) : CLI::IsMember({"backbone", "projection"}))
+                 "backbone (pooled trunk) | projection (head's output) | pixels (no encoder)")
+      ->check(CLI::IsMember({"backbone", "projection", "pixels"}))
       ->type_name("WHAT")
       ->capture_default_str();
   app.add_option("--encoder", options.encoder, "q (trained) | k (its moving average) | init (untrained)")
@@ -51,6 +48,49 @@ void add_feature_options(CLI::App& app, FeatureSourceOptions& options, bool pixe
       ->check(CLI::Range(0, 1024))
       ->type_name("N")
       ->capture_default_str();
+}
+
+/// Opens a SPEC that must have labels (`why` needs them).
+std::unique_ptr<Dataset> open_with_labels(const std::string& spec, const std::string& why) {
+  std::unique_ptr<Dataset> dataset = open_dataset(spec);
+  if (!dataset->has_labels()) throw Error(cat("{} needs labels; {} has none", why, dataset->describe()));
+  return dataset;
+}
+
+void check_same_classes(const Dataset& train, const Dataset& test) {
+  const auto& a = train.class_names();
+  const auto& b = test.class_names();
+  for (size_t i = 0; i < std::max(a.size(), b.size()); ++i) {
+    if (i < a.size() && i < b.size() && a[i] == b[i]) continue;
+    throw Error(cat("--train and --test have different classes: number {} is {} there and {} here", i,
+                    i < a.size() ? a[i] : "absent", i < b.size() ? b[i] : "absent"));
+  }
+}
+
+}  // namespace
+
+void add_data_options(CLI::App& app, DataOptions& options, const std::string& encoder) {
+  app.add_option("--data", options.data, "SPEC of the images")->type_name("SPEC")->required();
+  add_feature_options(app, options.source, encoder);
+  add_common_options(app, options.common);
+}
+
+void add_labelled_options(CLI::App& app, LabelledOptions& options) {
+  app.add_option("--train", options.train, "SPEC of the labelled images to learn from")->type_name("SPEC")->required();
+  app.add_option("--test", options.test, "SPEC of the labelled images to classify")->type_name("SPEC")->required();
+  add_feature_options(app, options.source, "q");
+  add_common_options(app, options.common);
+}
+
+nlohmann::json LabelledSets::describe(const LabelledOptions& options) const {
+  return {{"train", options.train}, {"test", options.test}, {"n_train", train->size()}, {"n_test", test->size()}};
+}
+
+LabelledSets open_labelled(const LabelledOptions& options, const std::string& command) {
+  LabelledSets sets{open_with_labels(options.train, cat("--train of {}", command)),
+                    open_with_labels(options.test, cat("--test of {}", command))};
+  check_same_classes(*sets.train, *sets.test);
+  return sets;
 }
 
 FeatureSource::FeatureSource(Device& device, const FeatureSourceOptions& options, const Dataset& reference)
@@ -162,20 +202,17 @@ std::string FeatureSource::protocol() const {
              asked_.features == "backbone" ? "pooled backbone" : "projection", model_.which, images);
 }
 
-std::unique_ptr<Dataset> open_labelled(const std::string& spec, const std::string& why) {
-  std::unique_ptr<Dataset> dataset = open_dataset(spec);
-  if (!dataset->has_labels()) throw Error(cat("{} needs labels; {} has none", why, dataset->describe()));
-  return dataset;
-}
-
-void check_same_classes(const Dataset& train, const Dataset& test) {
-  const auto& a = train.class_names();
-  const auto& b = test.class_names();
-  for (size_t i = 0; i < std::max(a.size(), b.size()); ++i) {
-    if (i < a.size() && i < b.size() && a[i] == b[i]) continue;
-    throw Error(cat("--train and --test have different classes: number {} is {} there and {} here", i,
-                    i < a.size() ? a[i] : "absent", i < b.size() ? b[i] : "absent"));
+AugmentConfig file_normalisation(const SafetensorsFile& file, AugmentConfig otherwise) {
+  ConfigBuilder builder;
+  for (const char* name : {"mean", "std"}) {
+    const auto found = file.metadata().find(name);
+    if (found == file.metadata().end()) return otherwise;
+    builder.set(cat("augment.{}", name), found->second, cat("{}: metadata", file.path().string()));
   }
+  const AugmentConfig stated = builder.build().config.augment;
+  otherwise.mean = stated.mean;
+  otherwise.std = stated.std;
+  return otherwise;
 }
 
 }  // namespace csml

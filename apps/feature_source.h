@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "apps/command.h"
 #include "csml/features.h"
 #include "csml/saved_model.h"
 
@@ -17,8 +18,32 @@ struct FeatureSourceOptions {
   int resize = -1, size = 0;  // -1 and 0: as the checkpoint's configuration says
   int batch_size = 0, workers = 2;
 };
-/// pixels: may `--features pixels` be asked? encoder: the default.
-void add_feature_options(CLI::App& app, FeatureSourceOptions& options, bool pixels, const std::string& encoder = "q");
+
+/// What the commands on one data set (embed, neighbors) are told.
+struct DataOptions {
+  CommonOptions common;
+  FeatureSourceOptions source;
+  std::string data;
+};
+/// --data, the options about features (encoder: which one is meant when none is named) and the common ones.
+void add_data_options(CLI::App& app, DataOptions& options, const std::string& encoder);
+
+/// What the commands that judge features by labels (knn, linear) are told.
+struct LabelledOptions {
+  CommonOptions common;
+  FeatureSourceOptions source;
+  std::string train, test;
+};
+/// --train, --test, the options about features and the common ones.
+void add_labelled_options(CLI::App& app, LabelledOptions& options);
+
+struct LabelledSets {
+  std::unique_ptr<Dataset> train, test;
+  /// train, test, n_train, n_test: for a result's JSON.
+  nlohmann::json describe(const LabelledOptions& options) const;
+};
+/// Throws Error unless both sets have labels, of the same classes under the same numbers. command: for its text.
+LabelledSets open_labelled(const LabelledOptions& options, const std::string& command);
 
 class FeatureSource {
  public:
@@ -49,9 +74,7 @@ class FeatureSource {
   FeatureOptions features_;
 };
 
-/// Opens a SPEC that must have labels (`why` needs them).
-std::unique_ptr<Dataset> open_labelled(const std::string& spec, const std::string& why);
-/// Throws Error unless both sets have the same classes under the same numbers.
-void check_same_classes(const Dataset& train, const Dataset& test);
+/// Normalisation as a file of `csml export` states it in its metadata; `otherwise` where it says nothing.
+AugmentConfig file_normalisation(const SafetensorsFile& file, AugmentConfig otherwise);
 
 }  // namespace csml

@@ -24,10 +24,8 @@ constexpr int kFewSteps = 200;       // fewer optimizer steps than this deserve 
 const std::vector<std::string> kFiles{"config.json", "metrics.jsonl", "result.json", "labels.txt",
                                       "classifier.safetensors"};
 
-struct Options {
-  CommonOptions common;
-  FeatureSourceOptions source;
-  std::string train, test, labels = "10%", out;
+struct Options : LabelledOptions {
+  std::string labels = "10%", out;
   bool self_train = false, from_scratch = false, overwrite = false;
   FinetuneOptions recipe;
   double trunk_rate = 0, head_rate = 0;  // 0: by the share of labels
@@ -207,8 +205,8 @@ int run(Options& o, const std::vector<std::string>& arguments) {
   start(o.common);
   const auto begin = Clock::now();
   const auto device = Device::open(o.source.device);
-  const auto train = open_labelled(o.train, "--train of finetune"), test = open_labelled(o.test, "--test of finetune");
-  check_same_classes(*train, *test);
+  const LabelledSets sets = open_labelled(o, "finetune");
+  const auto& [train, test] = sets;
   const FeatureSource source(*device, o.source, *train);
   source.check_channels(*train);
   std::string how;
@@ -338,10 +336,7 @@ int run(Options& o, const std::vector<std::string>& arguments) {
 
 Command finetune_command(CLI::App& app, const std::vector<std::string>& arguments) {
   auto o = std::make_shared<Options>();
-  app.add_option("--train", o->train, "SPEC of the training images, of whose labels a part is used")
-      ->type_name("SPEC")
-      ->required();
-  app.add_option("--test", o->test, "SPEC of the labelled test images")->type_name("SPEC")->required();
+  add_labelled_options(app, *o);
   app.add_option("--out", o->out,
                  "Folder for config.json, metrics.jsonl, result.json, labels.txt, classifier.safetensors")
       ->type_name("DIR")
@@ -413,9 +408,7 @@ Command finetune_command(CLI::App& app, const std::vector<std::string>& argument
   app.add_option("--seed", o->recipe.seed, "Of the labels drawn, the order, the crops and the classifier's start")
       ->type_name("N")
       ->capture_default_str();
-  add_feature_options(app, o->source, false);
   app.remove_option(app.get_option("--features"));
-  add_common_options(app, o->common);
   app.footer(
       "Example: csml finetune --checkpoint runs/a --train cifar10:DIR --test 'cifar10:DIR?split=test' --labels 10% "
       "--self-train --out runs/a_10\n"

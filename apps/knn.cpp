@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <chrono>
 
-#include "apps/command.h"
 #include "apps/feature_source.h"
 #include "csml/probe_knn.h"
 #include "data/subset.h"
@@ -11,10 +10,7 @@
 namespace csml {
 namespace {
 
-struct Options {
-  CommonOptions common;
-  FeatureSourceOptions source;
-  std::string train, test;
+struct Options : LabelledOptions {
   std::vector<int> k{20};
   double temperature = 0.07;
   std::string setting;
@@ -36,8 +32,8 @@ int run(Options& o, bool own_k, bool own_temperature) {
   start(o.common);
   const auto begin = std::chrono::steady_clock::now();
   const auto device = Device::open(o.source.device);
-  const auto train = open_labelled(o.train, "--train of knn"), test = open_labelled(o.test, "--test of knn");
-  check_same_classes(*train, *test);
+  const LabelledSets sets = open_labelled(o, "knn");
+  const auto& [train, test] = sets;
   for (int k : o.k) {
     if (k > train->size()) throw UsageError(cat("--k {} is more than the {} training images", k, train->size()));
   }
@@ -65,15 +61,12 @@ int run(Options& o, bool own_k, bool own_temperature) {
   const KnnResult& best = headline(results);
 
   nlohmann::json json = source.describe();
+  json.update(sets.describe(o));
   json.update({{"task", "knn"},
                {"top1", best.top1},
                {"top5", best.top5},
                {"k", best.k},
                {"temperature", best.temperature},
-               {"n_train", train->size()},
-               {"n_test", test->size()},
-               {"train", o.train},
-               {"test", o.test},
                {"bad_images", bad_images},
                {"setting", o.setting.empty() ? nlohmann::json() : nlohmann::json(o.setting)},
                {"protocol", cat("weighted k-NN, cosine, weight exp(s / {}), {}", o.temperature, source.protocol())},
@@ -94,8 +87,7 @@ int run(Options& o, bool own_k, bool own_temperature) {
 
 Command knn_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  app.add_option("--train", o->train, "SPEC of the labelled images that vote")->type_name("SPEC")->required();
-  app.add_option("--test", o->test, "SPEC of the labelled images to classify")->type_name("SPEC")->required();
+  add_labelled_options(app, *o);
   app.add_option("--setting", o->setting,
                  "dino (k 10,20,100,200, T 0.07) | instdisc (k 200, T 0.1, also MoCo's CIFAR demo); --k and "
                  "--temperature win [k 20, T 0.07]")
@@ -115,8 +107,6 @@ Command knn_command(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31))
       ->type_name("N")
       ->capture_default_str();
-  add_feature_options(app, o->source, true);
-  add_common_options(app, o->common);
   app.footer(
       "Example: csml knn --checkpoint runs/demo --train cifar10:DIR --test 'cifar10:DIR?split=test' --k 20,200\n"
       "The baseline that an encoder must beat: the same with --features pixels and no --checkpoint.");

@@ -1,7 +1,6 @@
 // csml linear: linear probe on cached features, or with --augment on an encoder run at every step.
 #include <chrono>
 
-#include "apps/command.h"
 #include "apps/feature_source.h"
 #include "apps/linear_augmented.h"
 #include "csml/probe_linear.h"
@@ -10,10 +9,7 @@
 namespace csml {
 namespace {
 
-struct Options {
-  CommonOptions common;
-  FeatureSourceOptions source;
-  std::string train, test;
+struct Options : LabelledOptions {
   LinearProbeOptions probe;
   double holdout_percent = 10;
   bool augment = false;
@@ -24,23 +20,21 @@ struct Options {
 int run_with_augmentation(Options& o, bool own_rates) {
   if (o.probe.standardise) throw UsageError("linear --augment takes no --standardise");
   AugmentedProbeOptions& probe = o.augmented.probe;
-  o.augmented.train = o.train;
-  o.augmented.test = o.test;
   probe.epochs = o.probe.epochs;
   probe.batch_size = o.probe.batch_size;
   if (own_rates) probe.learning_rates = o.probe.learning_rates;
   probe.weight_decay = o.probe.weight_decay;
   probe.holdout = o.holdout_percent / 100;
   probe.seed = o.probe.seed;
-  return run_linear_augmented(o.common, o.source, o.augmented);
+  return run_linear_augmented(o, o.augmented);
 }
 
 int run(Options& o) {
   start(o.common);
   const auto begin = std::chrono::steady_clock::now();
   const auto device = Device::open(o.source.device);
-  const auto train = open_labelled(o.train, "--train of linear"), test = open_labelled(o.test, "--test of linear");
-  check_same_classes(*train, *test);
+  const LabelledSets sets = open_labelled(o, "linear");
+  const auto& [train, test] = sets;
   const FeatureSource source(*device, o.source, *train);
   const Features seen = source.extract(*train, "train features", false);
   const Features unseen = source.extract(*test, "test features", false);
@@ -57,6 +51,7 @@ int run(Options& o) {
   }
 
   nlohmann::json json = source.describe();
+  json.update(sets.describe(o));
   json.update({{"task", "linear"},
                {"top1", result.top1},
                {"top5", result.top5},
@@ -64,10 +59,6 @@ int run(Options& o) {
                {"best_epoch", result.best_epoch},
                {"learning_rate", result.learning_rate},
                {"epochs", o.probe.epochs},
-               {"n_train", train->size()},
-               {"n_test", test->size()},
-               {"train", o.train},
-               {"test", o.test},
                {"seed", o.probe.seed},
                {"bad_images", seen.bad_images + unseen.bad_images},
                {"protocol",
@@ -93,8 +84,7 @@ int run(Options& o) {
 
 Command linear_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  app.add_option("--train", o->train, "SPEC of the labelled training images")->type_name("SPEC")->required();
-  app.add_option("--test", o->test, "SPEC of the labelled test images")->type_name("SPEC")->required();
+  add_labelled_options(app, *o);
   app.add_option("--epochs", o->probe.epochs, "Passes over the training images or their features")
       ->check(CLI::Range(1, 100000))
       ->type_name("N")
@@ -138,8 +128,6 @@ Command linear_command(CLI::App& app) {
       ->check(CLI::Range(1, 100000))
       ->type_name("N")
       ->capture_default_str();
-  add_feature_options(app, o->source, true);
-  add_common_options(app, o->common);
   app.footer(
       "Example: csml linear --checkpoint runs/demo --train cifar10:DIR --test 'cifar10:DIR?split=test'\n"
       "         csml linear --augment --blocks 4 --learning-rates 3,10,30,60 …\n"

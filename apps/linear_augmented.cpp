@@ -7,14 +7,14 @@
 
 namespace csml {
 
-int run_linear_augmented(const CommonOptions& common, const FeatureSourceOptions& source_options, LinearAugmented& o) {
-  if (source_options.features != "backbone") throw UsageError("linear --augment takes --features backbone");
-  start(common);
+int run_linear_augmented(const LabelledOptions& asked, LinearAugmented& o) {
+  if (asked.source.features != "backbone") throw UsageError("linear --augment takes --features backbone");
+  start(asked.common);
   const auto begin = std::chrono::steady_clock::now();
-  const auto device = Device::open(source_options.device);
-  const auto train = open_labelled(o.train, "--train of linear"), test = open_labelled(o.test, "--test of linear");
-  check_same_classes(*train, *test);
-  const FeatureSource source(*device, source_options, *train);
+  const auto device = Device::open(asked.source.device);
+  const LabelledSets sets = open_labelled(asked, "linear");
+  const auto& [train, test] = sets;
+  const FeatureSource source(*device, asked.source, *train);
   source.check_channels(*train);
   AugmentedProbeOptions& probe = o.probe;
   probe.eval = source.options();
@@ -57,8 +57,8 @@ int run_linear_augmented(const CommonOptions& common, const FeatureSourceOptions
                {"epochs", probe.epochs},
                {"n_train", result.train_images},
                {"n_test", test->size()},
-               {"train", o.train},
-               {"test", o.test},
+               {"train", asked.train},
+               {"test", asked.test},
                {"seed", probe.seed},
                {"bad_images", result.bad_images},
                {"protocol", protocol},
@@ -85,7 +85,7 @@ int run_linear_augmented(const CommonOptions& common, const FeatureSourceOptions
   }
   json["holdout_top1"] = json["blocks"].back()["holdout_top1"];
   text += protocol + "\n";
-  answer(common, json, text);
+  answer(asked.common, json, text);
   return 0;
 }
 

@@ -3,7 +3,6 @@
 
 #include <chrono>
 
-#include "apps/command.h"
 #include "apps/feature_source.h"
 #include "engine/file.h"
 #include "engine/safetensors.h"
@@ -11,10 +10,8 @@
 namespace csml {
 namespace {
 
-struct Options {
-  CommonOptions common;
-  FeatureSourceOptions source;
-  std::string data, out;
+struct Options : DataOptions {
+  std::string out;
   int k = 5;
 };
 
@@ -85,15 +82,13 @@ int run(const Options& o) {
 
 Command neighbors_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  app.add_option("--data", o->data, "SPEC of the images")->type_name("SPEC")->required();
+  add_data_options(app, *o, "k");
   app.add_option("--k", o->k, "Neighbours of each image")
       ->check(CLI::Range(1, 10000))
       ->type_name("N")
       ->capture_default_str();
   app.add_option("--out", o->out, "The table: .json (names, labels) or .safetensors (neighbors [N, k] i32, similarity)")
       ->type_name("FILE");
-  add_feature_options(app, o->source, true, "k");
-  add_common_options(app, o->common);
   app.footer(
       "Example: csml neighbors --checkpoint runs/demo --data cifar10:DIR --k 5 --out neighbors.json\n"
       "Purity is the share of neighbours of the same class; labels serve nothing else.");

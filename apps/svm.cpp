@@ -12,10 +12,7 @@
 namespace csml {
 namespace {
 
-struct Options {
-  CommonOptions common;
-  FeatureSourceOptions source;
-  std::string train, test;
+struct Options : LabelledOptions {
   SvmOptions svm;
   std::vector<int> shots;
   int runs = 5;
@@ -26,8 +23,8 @@ int run(const Options& o) {
   start(o.common);
   const auto begin = std::chrono::steady_clock::now();
   const auto device = Device::open(o.source.device);
-  const auto train = open_labelled(o.train, "--train of svm"), test = open_labelled(o.test, "--test of svm");
-  check_same_classes(*train, *test);
+  const LabelledSets sets = open_labelled(o, "svm");
+  const auto& [train, test] = sets;
   std::vector<int> labels;
   for (int64_t i = 0; i < train->size(); ++i) labels.push_back(train->label(i));
   for (int k : o.shots) low_shot(labels, train->class_count(), k, o.seed, 0);  // too few images: say so before the work
@@ -98,8 +95,7 @@ int run(const Options& o) {
 
 Command svm_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  app.add_option("--train", o->train, "SPEC of the labelled training images")->type_name("SPEC")->required();
-  app.add_option("--test", o->test, "SPEC of the labelled test images")->type_name("SPEC")->required();
+  add_labelled_options(app, *o);
   app.add_option("--shots", o->shots, "Training images of every class, such as 1,2,4,8,16 [all images]")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 20))
@@ -117,8 +113,6 @@ Command svm_command(CLI::App& app) {
       ->type_name("X")
       ->capture_default_str();
   app.add_option("--seed", o->seed, "Of the draws of --shots")->type_name("N")->capture_default_str();
-  add_feature_options(app, o->source, true);
-  add_common_options(app, o->common);
   app.footer(
       "Example: csml svm --checkpoint runs/demo --train cifar10:DIR --test 'cifar10:DIR?split=test' --shots "
       "1,2,4,8,16\n"

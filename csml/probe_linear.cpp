@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <numeric>
 
-#include "engine/layers.h"
-#include "engine/optim.h"
+#include "engine/ops.h"
+#include "engine/params.h"
+#include "engine/step.h"
 #include "kernels/random.h"
 
 namespace csml {
@@ -24,31 +24,50 @@ std::vector<int> select(const std::vector<int>& labels, const std::vector<int32_
   return out;
 }
 
-/// One classifier W [C,D], b [C]: W normal with std 0.01, b zero (MoCo's linear protocol).
-struct Classifier {
-  Params params;
-  int weight, bias;
-  std::unique_ptr<Optimizer> optimizer;
-  double base_rate;
+/// One classifier W_r [C,D], b_r [C] per learning rate r, stacked: W [R*C,D], b [R*C]. W_r starts normal with std 0.01,
+/// the same for every r, b_r zero (MoCo's linear protocol).
+struct Classifiers {
+  std::vector<double> rates;
+  int64_t classes;
+  Tensor weight, bias, weight_momentum, bias_momentum;
 
-  Classifier(Device& device, int64_t dim, int classes, double rate, const LinearProbeOptions& o)
-      : params(device),
-        weight(params.add("fc.weight", {classes, dim}, Init::normal(0.01f))),
-        bias(params.add("fc.bias", {classes}, Init::constant(0.f))),
-        base_rate(rate) {
-    params.build(o.seed, true);
-    optimizer = Optimizer::make(params, {.kind = "sgd", .momentum = o.momentum, .weight_decay = o.weight_decay});
+  Classifiers(Device& device, int64_t dim, int64_t class_count, std::vector<double> learning_rates, uint64_t seed)
+      : rates(std::move(learning_rates)),
+        classes(class_count),
+        weight(device, {count() * classes, dim}),
+        bias(Tensor::full(device, {count() * classes}, 0)),
+        weight_momentum(Tensor::full(device, weight.shape(), 0)),
+        bias_momentum(Tensor::full(device, bias.shape(), 0)) {
+    Params start(device);
+    const int id = start.add("fc.weight", {classes, dim}, Init::normal(0.01f));
+    start.build(seed, false);
+    for (int64_t r = 0; r < count(); ++r) copy(start.parameter(id).value(), of(weight, r));
   }
-  Var logits(const Tensor& x) const { return linear(Var(x), params.parameter(weight), params.parameter(bias)); }
+  int64_t count() const { return static_cast<int64_t>(rates.size()); }
+  /// The part of classifier r.
+  Tensor of(const Tensor& stacked, int64_t r) const { return stacked.rows(r * classes, classes); }
+};
+
+/// A product this small is over sooner than threads have met.
+struct FewThreads {
+  explicit FewThreads(int64_t operations) : before(compute_threads()) {
+    if (operations < int64_t{1} << 30) set_compute_threads(1);
+  }
+  ~FewThreads() { set_compute_threads(before); }
+  FewThreads(const FewThreads&) = delete;
+  FewThreads& operator=(const FewThreads&) = delete;
+  int before;
 };
 
 struct Accuracy {
   double top1 = 0, top5 = 0;
 };
 
-Accuracy evaluate(const Classifier& classifier, const Tensor& x, const std::vector<int>& labels, int classes) {
+Accuracy evaluate(const Classifiers& all, int64_t r, const Tensor& x, const std::vector<int>& labels) {
   const NoGrad no_grad;
-  const std::vector<float> logits = classifier.logits(x).value().host<float>();
+  const int classes = static_cast<int>(all.classes);
+  const Var scores = linear(Var(x), Var(all.of(all.weight, r)), Var(all.of(all.bias, r)));
+  const std::vector<float> logits = scores.value().host<float>();
   int64_t first = 0, five = 0;
   for (size_t i = 0; i < labels.size(); ++i) {
     const float* row = logits.data() + i * static_cast<size_t>(classes);
@@ -62,15 +81,33 @@ Accuracy evaluate(const Classifier& classifier, const Tensor& x, const std::vect
   return {100.0 * static_cast<double>(first) / n, 100.0 * static_cast<double>(five) / n};
 }
 
-/// Trains one classifier per rate side by side on the same batches; calls after_epoch(epoch) when given.
-void train(std::vector<std::unique_ptr<Classifier>>& classifiers, const Tensor& x, const std::vector<int>& labels,
-           const LinearProbeOptions& o, const std::function<void(int epoch)>& after_epoch) {
+/// Trains all classifiers on the same batches, one product for all; calls after_epoch(epoch) when given.
+void train(Classifiers& all, const Tensor& x, const std::vector<int>& labels, const LinearProbeOptions& o,
+           const std::function<void(int epoch)>& after_epoch) {
   Device& device = x.device();
-  const int64_t n = x.shape()[0];
-  const int64_t batch = std::min<int64_t>(o.batch_size, n);
+  const int64_t n = x.shape()[0], batch = std::min<int64_t>(o.batch_size, n), count = all.count();
+  std::vector<int32_t> repeated;  // row i: the label of x[i], once per classifier
+  for (int label : labels) repeated.insert(repeated.end(), static_cast<size_t>(count), label);
+  const Tensor label_rows = Tensor::from(device, {n, count}, repeated);
+  const Tensor rows(device, {batch}, DType::i32), rates(device, {count});
+  // The mean is over all classifiers' rows: the seed makes it each classifier's own.
+  const Tensor seed = Tensor::full(device, {1}, static_cast<float>(count));
+  const Var weight = Var::leaf(all.weight, like(all.weight)), bias = Var::leaf(all.bias, like(all.bias));
+  Step step(device, [&] {
+    weight.mark_unwritten();
+    bias.mark_unwritten();
+    const Var logits = reshape(linear(Var(gather(x, rows)), weight, bias), {batch * count, all.classes});
+    cross_entropy(logits, gather(label_rows, rows).reshape({batch * count})).backward(seed);
+    for (int64_t r = 0; r < count; ++r) {
+      const Tensor rate = rates.rows(r, 1);
+      sgd(all.of(weight.grad(), r), all.of(all.weight, r), all.of(all.weight_momentum, r), rate, o.momentum,
+          o.weight_decay);
+      sgd(all.of(bias.grad(), r), all.of(all.bias, r), all.of(all.bias_momentum, r), rate, o.momentum, o.weight_decay);
+    }
+  });
+  const FewThreads few(6 * batch * all.weight.size());
   std::vector<int32_t> order(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), 0);
-  Tensor rate(device, {1});
   for (int epoch = 0; epoch < o.epochs; ++epoch) {
     Random random(o.seed, Purpose::probe, static_cast<uint64_t>(epoch));
     for (int64_t i = n - 1; i > 0; --i)
@@ -78,28 +115,15 @@ void train(std::vector<std::unique_ptr<Classifier>>& classifiers, const Tensor& 
     double factor = 1;
     for (double milestone : o.milestones)
       if (epoch >= milestone * o.epochs) factor *= 0.1;
+    std::vector<float> now;
+    for (double rate : all.rates) now.push_back(static_cast<float>(rate * factor));
+    rates.upload(now);
     for (int64_t first = 0; first + batch <= n; first += batch) {
-      const std::vector<int32_t> rows(order.begin() + first, order.begin() + first + batch);
-      const std::vector<int> chosen = select(labels, rows);
-      const Tensor xs = select_rows(x, rows);
-      const Tensor ys = Tensor::from(device, {batch}, std::vector<int32_t>(chosen.begin(), chosen.end()));
-      for (auto& c : classifiers) {
-        rate.upload(std::vector<float>{static_cast<float>(c->base_rate * factor)});
-        c->params.begin_gradients();
-        cross_entropy(c->logits(xs), ys).backward();
-        c->params.finish_gradients();
-        c->optimizer->step(rate, {});
-      }
+      rows.upload(std::span<const int32_t>(order).subspan(static_cast<size_t>(first), static_cast<size_t>(batch)));
+      step.run();
     }
     if (after_epoch) after_epoch(epoch);
   }
-}
-
-std::vector<std::unique_ptr<Classifier>> make(Device& device, int64_t dim, int classes,
-                                              const std::vector<double>& rates, const LinearProbeOptions& o) {
-  std::vector<std::unique_ptr<Classifier>> out;
-  for (double r : rates) out.push_back(std::make_unique<Classifier>(device, dim, classes, r, o));
-  return out;
 }
 
 /// Rows held out per class, drawn by a key of their own so that the split is the same for every encoder.
@@ -165,24 +189,25 @@ LinearProbeResult linear_probe(const Features& train_set, const Features& test_s
     split(train_set.labels, classes, o.holdout, o.seed, &rest, &held);
     CHECK(!rest.empty() && !held.empty(), "too few labelled images ({}) to hold some out for the learning rate",
           train_set.labels.size());
-    auto candidates = make(device, dim, classes, o.learning_rates, o);
+    Classifiers candidates(device, dim, classes, o.learning_rates, o.seed);
     train(candidates, select_rows(train_x, rest), select(train_set.labels, rest), o, [&](int) { tick(); });
     const Tensor held_x = select_rows(train_x, held);
     const std::vector<int> held_labels = select(train_set.labels, held);
     double best = -1;
-    for (const auto& c : candidates) {
-      const double top1 = evaluate(*c, held_x, held_labels, classes).top1;
-      result.holdout_top1.emplace_back(c->base_rate, top1);
+    for (int64_t r = 0; r < candidates.count(); ++r) {
+      const double rate = candidates.rates[static_cast<size_t>(r)];
+      const double top1 = evaluate(candidates, r, held_x, held_labels).top1;
+      result.holdout_top1.emplace_back(rate, top1);
       if (top1 > best) {
         best = top1;
-        result.learning_rate = c->base_rate;
+        result.learning_rate = rate;
       }
     }
   }
-  auto chosen = make(device, dim, classes, {result.learning_rate}, o);
+  Classifiers chosen(device, dim, classes, {result.learning_rate}, o.seed);
   Accuracy last;
   train(chosen, train_x, train_set.labels, o, [&](int epoch) {
-    last = evaluate(*chosen[0], test_x, test_set.labels, classes);
+    last = evaluate(chosen, 0, test_x, test_set.labels);
     if (last.top1 > result.best_top1) {
       result.best_top1 = last.top1;
       result.best_epoch = epoch + 1;

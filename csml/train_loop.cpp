@@ -374,9 +374,9 @@ void Run::evaluate() {
   const Clock::time_point start = Clock::now();
   if (!knn_train_) {
     auto limited = [](const std::string& spec, int64_t limit) {
-      return open_dataset(limit > 0 && spec.find("limit=") == std::string::npos
-                              ? cat("{}{}limit={}", spec, spec.find('?') == std::string::npos ? "?" : "&", limit)
-                              : spec);
+      auto dataset = open_dataset(spec);
+      if (limit > 0) dataset->limit(limit);
+      return dataset;
     };
     knn_train_ = limited(config_.data.train, config_.eval.knn_train_limit);
     knn_test_ = limited(config_.data.test, config_.eval.knn_test_limit);

@@ -206,6 +206,11 @@ int Dataset::label(int64_t i) const {
   return labels_[static_cast<size_t>(i)];
 }
 
+void Dataset::limit(int64_t count) {
+  CHECK(count > 0, "a limit of {} images", count);
+  if (count < size()) select(limited(labels_, class_count(), count));
+}
+
 Image Dataset::load(int64_t i) const {
   CHECK(i >= 0 && i < size(), "image {} of {}", i, size());
   LoadScratch scratch;
@@ -319,10 +324,9 @@ std::unique_ptr<Dataset> open_dataset(const std::string& text, const DecodeLimit
   } else {
     throw UsageError(cat("data set kind \"{}\" is not in this release: use folder:, list: or cifar10:", spec.kind));
   }
-  const int classes = set->class_count();
-  if (spec.limit > 0 && spec.limit < set->size()) set->select(limited(set->labels_, classes, spec.limit));
+  if (spec.limit > 0) set->limit(spec.limit);
   if (spec.holdout > 0) {
-    set->select(held_out(set->labels_, classes, spec.holdout, spec.part_holdout));
+    set->select(held_out(set->labels_, set->class_count(), spec.holdout, spec.part_holdout));
     if (set->size() == 0) throw Error(cat("data set {}: holdout={} leaves no image", text, spec.holdout));
   }
   if (!spec.labels) {

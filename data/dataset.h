@@ -64,6 +64,10 @@ class Dataset {
   /// Throws Error naming the file when it cannot be read. Thread-safe for different scratches.
   virtual ImageView view(int64_t i, LoadScratch& scratch, const ChooseRegion& region = {}) const = 0;
 
+  /// Keeps `count` images, those that limit=COUNT of a SPEC names, where there are more. Taken from the images that are
+  /// here: after the SPEC's own limit and holdout, so that nothing held out comes back.
+  void limit(int64_t count);
+
   /// A copy of image i.
   Image load(int64_t i) const;
   /// "32 x 32 x 3 in memory", "image files": the end of describe().

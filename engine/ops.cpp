@@ -253,6 +253,17 @@ void ema(const Tensor& x, const Tensor& y, const Tensor& momentum, const Tensor&
   backend(y).ema({.x = x, .y = y, .momentum = momentum, .finite = finite});
 }
 
+void sgd(const Tensor& grad, const Tensor& param, const Tensor& buffer, const Tensor& learning_rate, float momentum,
+         float weight_decay) {
+  backend(param).sgd({.grad = grad,
+                      .param = param,
+                      .buffer = buffer,
+                      .learning_rate = learning_rate,
+                      .finite = {},
+                      .momentum = momentum,
+                      .weight_decay = weight_decay});
+}
+
 void ring_write(const Tensor& rows, const Tensor& ring, const Tensor& cursor, const Tensor& finite) {
   backend(ring).ring_write({.rows = rows, .queue = ring, .cursor = cursor, .finite = finite});
 }

@@ -18,6 +18,11 @@ struct Var::Node {
   std::vector<Var> inputs;
   BackwardOfSum backward;
 
+  Node() = default;
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+  ~Node();
+
   /// Where the next contribution to this node's gradient goes.
   Sink sink() {
     if (!wants_grad) return {};
@@ -40,6 +45,13 @@ struct Var::Node {
 
 namespace {
 
+/// What a dropped node held of the graph behind it.
+struct Dropped {
+  std::vector<Var> inputs;
+  Var::BackwardOfSum backward;  // may have captured Vars
+};
+thread_local std::vector<Dropped>* g_dropped = nullptr;  // set while a graph is being dropped
+
 thread_local bool g_no_grad = false;
 thread_local uint64_t g_next_order = 1;
 
@@ -60,6 +72,22 @@ void check_finite(const char* name, const char* what, const Tensor& t) {
 }
 
 }  // namespace
+
+// A node's inputs may be the last users of their nodes, those of theirs, and so on: as many calls deep as the graph is
+// long, were it not for a list.
+Var::Node::~Node() {
+  if (inputs.empty() && !backward) return;
+  std::vector<Dropped> list;
+  const bool outermost = !g_dropped;
+  if (outermost) g_dropped = &list;
+  g_dropped->push_back({std::move(inputs), std::move(backward)});
+  if (!outermost) return;
+  while (!list.empty()) {
+    const Dropped next = std::move(list.back());  // its end may lengthen the list
+    list.pop_back();
+  }
+  g_dropped = nullptr;
+}
 
 NoGrad::NoGrad() : before_(g_no_grad) { g_no_grad = true; }
 NoGrad::~NoGrad() { g_no_grad = before_; }

@@ -33,6 +33,12 @@ inline void spill(const std::filesystem::path& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
 }
 
+/// A picture of one gray, as the bytes of a file.
+inline std::string ppm(int height, int width, uint8_t value) {
+  return cat("P6\n{} {}\n255\n", width, height) +
+         std::string(static_cast<size_t>(height) * width * 3, static_cast<char>(value));
+}
+
 /// The message of the Error that `work` throws; empty when it throws none.
 inline std::string error_of(const std::function<void()>& work) {
   try {

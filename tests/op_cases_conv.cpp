@@ -225,6 +225,7 @@ void add_conv_cases(OpCases& cases) {
     cases.push_back(pool_case(v, below(3), " ties"));
     for (const Write write : kWrites) cases.push_back(pool_grad_case(v, write));
   }
+  cases.push_back(pool_grad_case({{1, 130, 130, 64}}, Write::overwrite));  // large enough to bypass the caches
   for (const Shape& s : {Shape{2, 7, 7, 33}, Shape{1, 1, 1, 1}, Shape{3, 5, 2, 130}, Shape{2, 40, 41, 3}}) {
     cases.push_back(average_case(s));
     for (const Write write : kWrites) cases.push_back(average_grad_case(s, write));

@@ -1,6 +1,7 @@
 // Record and replay: the same bits as eager execution, on memory that nothing else gets.
 #include "engine/ops.h"
 #include "engine/step.h"
+#include "kernels/cpu/backend.h"
 #include "tests/backend.h"
 #include "tests/test.h"
 
@@ -159,6 +160,30 @@ std::vector<std::vector<float>> eager_states(int64_t count) {
   return states;
 }
 
+/// A CPU device that shows which calls and allocations a recording makes.
+struct LoggedDevice {
+  LoggedDevice() : LoggedDevice(std::make_unique<CpuBackend>()) {}
+  explicit LoggedDevice(std::unique_ptr<CpuBackend> made) : backend(*made), device(std::move(made)) {}
+  std::shared_ptr<RecordedStep> record(CallLog& log, const std::function<void()>& work) {
+    backend.log_calls(&log);
+    auto recorded = device.record(work);
+    backend.log_calls(nullptr);
+    return recorded;
+  }
+  /// What differs between two recordings of `work`; the first lives on while the second is made.
+  std::string difference_of_two(
+      const std::function<void()>& work, const std::function<void()>& between = [] {}) {
+    CallLog first, second;
+    const auto a = record(first, work);
+    between();
+    const auto b = record(second, work);
+    CHECK(!first.calls().empty());
+    return difference(first, second);
+  }
+  CpuBackend& backend;
+  Device device;
+};
+
 }  // namespace
 
 TEST_CASE("a replayed training step equals the eager one bit for bit") {
@@ -311,4 +336,49 @@ TEST_CASE("a recording that fails leaves the device usable") {
   fill(x, 0);
   recorded->run();
   CHECK(x.host<float>() == std::vector<float>{4, 4});
+}
+
+TEST_CASE("two recordings of an honest step make the same calls, with the same pointers and values") {
+  LoggedDevice logged;
+  const Model model(logged.device);
+  model.feed(0);
+  model.step();
+  CHECK(logged.difference_of_two([&] { model.step(); }, [&] { model.feed(1); }) == "");
+  CallLog log;
+  logged.record(log, [&] { model.step(); });
+  CHECK(log.calls().size() > 30);
+  CHECK(log.calls().front().name() == "Augment");
+  CHECK(log.calls().back().name() == "Ema");
+  CHECK(log.blocks().size() > 5);
+}
+
+TEST_CASE("a step that bakes something that changes into a call is found out, by call") {
+  LoggedDevice logged;
+  Device& device = logged.device;
+  const Tensor x = Tensor::full(device, {4}, 0), y = Tensor::full(device, {4}, 0);
+  int runs = 0;
+  const auto found = [&](const std::function<void()>& work) {
+    runs = 0;
+    return logged.difference_of_two([&] {
+      fill(y, 1);
+      work();
+      ++runs;
+    });
+  };
+  CHECK(found([&] { fill(x, 2); }) == "");
+  CHECK(found([&] { fill(Tensor(device, {2000}), 2); }) == "");  // another address in each, but asked for alike
+  const std::string value = found([&] { fill(x, static_cast<float>(runs)); });
+  CHECK(value == "call 1, Fill: number 4 of its arguments differs");
+  CHECK(found([&] { copy(runs ? x : y, runs ? y : x); }).starts_with("call 1, Copy: "));
+  CHECK(found([&] { fill(x.rows(runs, 2), 2); }).starts_with("call 1, Fill: "));  // a pointer alone
+  CHECK(found([&] { fill(x.rows(0, 2 + runs), 2); }).starts_with("call 1, Fill: "));
+  CHECK(found([&] {
+          const Tensor a(device, {2000}), b(device, {2000});
+          fill(runs ? a : b, 2);
+        }).starts_with("call 1, Fill: "));
+  CHECK(found([&] { runs ? copy(x, y) : fill(x, 2); }) == "call 1 is Fill in one and Copy in the other");
+  CHECK(found([&] {
+          if (runs) fill(x, 2);
+        }) == "1 calls and 2");
+  CHECK(found([&] { Tensor(device, {1000 * (1 + runs)}); }) == "the blocks of memory differ");
 }

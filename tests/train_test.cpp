@@ -157,6 +157,21 @@ TEST_CASE("what a run writes does not depend on loader threads or on how often i
   CHECK(bytes_of(folder.path / "seed", 15) != bytes_of(folder.path / "0", 15));
 }
 
+TEST_CASE("the online k-NN's limits hold with and without a limit in the SPEC; the smaller one wins") {
+  Config config = tiny("moco", 1);  // 80 and 30 images
+  for (const auto& [train_limit, test_limit, want_train, want_test] :
+       {std::array{20, 12, 20, 12}, std::array{500, 30, 80, 30}, std::array{0, 0, 80, 30}}) {
+    const Folder folder;
+    config.eval.knn_train_limit = train_limit;
+    config.eval.knn_test_limit = test_limit;
+    run(config, folder.path);
+    const std::vector<json> evals = metrics(folder.path, "eval");
+    REQUIRE(evals.size() == 2);
+    CHECK(evals[1]["n_train"] == want_train);
+    CHECK(evals[1]["n_test"] == want_test);
+  }
+}
+
 TEST_CASE("memory stays what it is after the first epoch, evaluation and refresh included") {
   const Folder folder;
   Config config = tiny("csml", 4);

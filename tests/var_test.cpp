@@ -316,6 +316,41 @@ TEST_CASE_FIXTURE(Fixture, "a chain of 10,000 ops runs backward and is dropped w
   CHECK(in_use() == before);
 }
 
+TEST_CASE_FIXTURE(Fixture, "a graph of 1,000,000 nodes is dropped without overflowing the stack") {
+  const Var x = leaf({1});
+  const Tensor shared = tensor({2});  // the nodes are what costs, not their values
+  constexpr int kNodes = 1000000;
+  const size_t before = in_use();
+  const auto pass = [](const Tensor& dy, std::span<const Sink> dx) {
+    if (dx[0]) backend(dy).axpy({.x = dy, .y = dx[0].tensor, .write = dx[0].write});
+  };
+  {
+    Var chain = x, kept;
+    for (int i = 0; i < kNodes; ++i) {
+      chain = Var::op("pass", shared, {chain}, pass);
+      if (i == kNodes / 2) kept = chain;
+    }
+    chain = {};  // the newer half goes, the older one is still in use
+    CHECK(kept.requires_grad());
+    Var y = Var::op("pass", shared, {kept}, pass);
+    kept = {};
+    y.backward();
+    CHECK(x.grad().item() == 1);
+  }
+  {
+    Var chain = x;  // each input twice: used up only with the second
+    for (int i = 0; i < kNodes / 2; ++i) chain = Var::op("pass", shared, {chain, chain}, pass);
+  }
+  {
+    Var chain = x;  // kept alive by what a rule captured, not as an input
+    for (int i = 0; i < kNodes / 2; ++i) {
+      const auto rule = [chain](const Tensor&, std::span<const Sink>) {};
+      chain = Var::op("captured", shared, {x}, rule);
+    }
+  }
+  CHECK(in_use() == before);
+}
+
 TEST_CASE_FIXTURE(Fixture, "the graph is independent of tensors that are renamed or overwritten by Var copies") {
   const Var x = leaf({2});
   Var y = scale(x, 3);

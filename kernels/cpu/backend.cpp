@@ -24,6 +24,7 @@ void* CpuBackend::allocate(size_t bytes) {
   constexpr size_t kAlignment = 64;  // one cache line, one AVX-512 register
   void* data = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
   CHECK(data || bytes == 0, "out of memory: {:.1f} MiB asked; use a smaller batch", bytes / 1048576.0);
+  if (log_) log_->allocated(data, bytes);
   return data;
 }
 

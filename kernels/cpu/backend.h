@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/call_log.h"
 #include "kernels/cpu/kernels.h"
 
 namespace csml {
@@ -19,6 +20,10 @@ class CpuBackend final : public Backend {
   void synchronize() override {}
   std::unique_ptr<Replay> record(const std::function<void()>& work) override;
   void host_call(const std::function<void()>& call) override;
+
+  /// Calls and allocations are also written into `log` (not owned; null: no longer). A replay's calls are not: they are
+  /// those of its recording.
+  void log_calls(CallLog* log) { log_ = log; }
 
   void fill(const Fill& a) override { run(cpu::fill, a); }
   void copy(const Copy& a) override { run(cpu::copy, a); }
@@ -58,10 +63,12 @@ class CpuBackend final : public Backend {
   template <class Args>
   void run(void (*kernel)(const Args&), const Args& args) {
     kernel(args);
+    if (log_) log_->add(args);
     if (tape_) tape_->push_back([kernel, args] { kernel(args); });
   }
 
   Tape* tape_ = nullptr;  // set while recording
+  CallLog* log_ = nullptr;
 };
 
 }  // namespace csml
