@@ -1,6 +1,8 @@
 #include "apps/command.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 
 #include "engine/device.h"
 #include "engine/log.h"
@@ -19,9 +21,12 @@ void add_common_options(CLI::App& app, CommonOptions& options, bool threads) {
   }
 }
 
-void start(const CommonOptions& options) {
-  log_configure(0, 1, options.quiet);
+void start(const CommonOptions& options, const Launch& launch) {
+  log_configure(launch.rank, launch.size, options.quiet);
   if (options.threads > 0) set_compute_threads(options.threads);  // else OMP_NUM_THREADS, else all cores
+  const bool chosen = options.threads > 0 || std::getenv("OMP_NUM_THREADS");
+  if (!chosen && launch.local_size > 1)  // the cores this process may use, shared with the others of this machine
+    set_compute_threads(std::max(1, compute_threads() / launch.local_size));
 }
 
 std::string json_line(const nlohmann::json& json) {

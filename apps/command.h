@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "engine/comm.h"
+
 namespace csml {
 
 inline constexpr int kExitStopped = 75;  // stopped by a signal after a checkpoint: run the same command again
@@ -32,8 +34,8 @@ struct CommonOptions {
 };
 /// --json, --quiet and, where `threads`, --threads.
 void add_common_options(CLI::App& app, CommonOptions& options, bool threads = true);
-/// Puts them into effect.
-void start(const CommonOptions& options);
+/// Puts them into effect, for one of the processes of a job.
+void start(const CommonOptions& options, const Launch& launch = {});
 
 /// The one answer of a command on standard output: `json` as one line under --json, else `text`.
 void answer(const CommonOptions& options, const nlohmann::json& json, const std::string& text);

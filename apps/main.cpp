@@ -26,7 +26,9 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "csml COMMAND --help tells more.\n"
-      "Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by a signal after a checkpoint.");
+      "Exit codes: 0 done, 1 failed, 2 wrong usage, 70 another process of the job is lost, 75 stopped by a signal "
+      "after\n"
+      "a checkpoint.");
   std::vector<std::pair<CLI::App*, Command>> commands;
   const auto add = [&](const char* name, const char* text, const auto& define) {
     CLI::App* command = app.add_subcommand(name, text);

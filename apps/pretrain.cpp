@@ -68,13 +68,10 @@ int dry_run(const Options& o, const ResolvedConfig& resolved, const Dataset* tra
   return 0;
 }
 
-RunOptions prepare_folder(const Options& o, const ResolvedConfig& resolved, const Device& device,
-                          const Dataset& train) {
+/// By rank 0 alone: the folder is its business.
+void prepare_folder(const Options& o, const ResolvedConfig& resolved, const Device& device, const Dataset& train,
+                    RunOptions& run) {
   namespace fs = std::filesystem;
-  RunOptions run;
-  run.out = o.out;
-  run.init_from = o.init_from;
-  run.stop = &stop_asked;
   if (!o.init_from.empty() && !fs::exists(o.init_from)) throw Error(cat("--init-from {}: no such file", o.init_from));
   const bool continues = o.resume != "auto" && o.resume != "never";
   run.resume = o.resume == "never" ? ResumeMode::never : ResumeMode::automatic;
@@ -93,7 +90,6 @@ RunOptions prepare_folder(const Options& o, const ResolvedConfig& resolved, cons
     run.resume_from = o.resume;
   }
   describe_run(run.out, resolved, o.arguments, device, train);
-  return run;
 }
 
 void catch_signals() {
@@ -106,6 +102,43 @@ void catch_signals() {
   }
 }
 
+nlohmann::json result_json(const Options& o, const Config& config, const RunResult& result) {
+  const nlohmann::json knn = result.knn_top1 < 0 ? nlohmann::json() : nlohmann::json(result.knn_top1);
+  return {{"task", "pretrain"},
+          {"out", o.out},
+          {"method", config.method.name},
+          {"steps", result.steps},
+          {"epochs", result.epochs},
+          {"loss", result.loss},
+          {"knn_top1", knn},
+          {"stopped", result.stopped},
+          {"bad_images", result.bad_images},
+          {"checkpoint", result.checkpoint.string()},
+          {"seconds", result.seconds}};
+}
+
+/// The device of this process: of several on one machine each takes the card of its number.
+std::string device_of(const std::string& asked, const Launch& job) {
+  return job.local_size > 1 && asked == "cuda" ? cat("cuda:{}", job.local_rank) : asked;
+}
+
+int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& train, Device& device, Comm& comm) {
+  RunOptions options;
+  options.out = o.out;
+  options.init_from = o.init_from;
+  options.stop = &stop_asked;
+  if (comm.rank() == 0) prepare_folder(o, resolved, device, train, options);
+  const RunResult result = pretrain(device, comm, resolved.config, options);
+  if (comm.rank() == 0)
+    answer(o.common, result_json(o, resolved.config, result),
+           cat("{} after {} steps ({} epochs) in {}: loss {:.4f}{}; {}\n", result.stopped ? "stopped" : "done",
+               result.steps, result.epochs, duration_text(result.seconds), result.loss,
+               result.knn_top1 < 0 ? "" : cat(", online k-NN {:.2f} %", result.knn_top1), result.checkpoint.string()));
+  comm.phase("the end");
+  comm.barrier();  // a launcher ends all processes when one is gone with an exit code that is not 0
+  return result.stopped ? kExitStopped : 0;
+}
+
 int run(const Options& o) {
   if (o.preset == "help") {
     answer(o.common, {{"task", "presets"}, {"text", preset_list()}}, preset_list());
@@ -116,35 +149,22 @@ int run(const Options& o) {
   const Config& config = resolved.config;
   CommonOptions common = o.common;
   common.threads = config.train.threads;
-  start(common);
+  const Launch job = launch();
+  start(common, job);
   if (o.dry_run) return dry_run(o, resolved, train.get());
   if (!train) throw UsageError("--data SPEC is needed: the images to pretrain on (or data.train in the configuration)");
   if (o.out.empty()) throw UsageError("--out DIR is needed: the run folder");
 
   catch_signals();
-  const auto device = Device::open(config.train.device);
-  const auto comm = Comm::local();
-  const RunOptions options = prepare_folder(o, resolved, *device, *train);
-  train.reset();
-  const RunResult result = pretrain(*device, *comm, config, options);
-
-  const nlohmann::json knn = result.knn_top1 < 0 ? nlohmann::json() : nlohmann::json(result.knn_top1);
-  answer(o.common,
-         {{"task", "pretrain"},
-          {"out", o.out},
-          {"method", config.method.name},
-          {"steps", result.steps},
-          {"epochs", result.epochs},
-          {"loss", result.loss},
-          {"knn_top1", knn},
-          {"stopped", result.stopped},
-          {"bad_images", result.bad_images},
-          {"checkpoint", result.checkpoint.string()},
-          {"seconds", result.seconds}},
-         cat("{} after {} steps ({} epochs) in {}: loss {:.4f}{}; {}\n", result.stopped ? "stopped" : "done",
-             result.steps, result.epochs, duration_text(result.seconds), result.loss,
-             result.knn_top1 < 0 ? "" : cat(", online k-NN {:.2f} %", result.knn_top1), result.checkpoint.string()));
-  return result.stopped ? kExitStopped : 0;
+  const auto device = Device::open(device_of(config.train.device, job));
+  const auto comm = Comm::open(*device, {.timeout_seconds = config.comm.timeout_seconds, .rendezvous = {}});
+  if (comm->size() == 1) return train_on(o, resolved, *train, *device, *comm);
+  try {
+    return train_on(o, resolved, *train, *device, *comm);
+  } catch (const UsageError& e) { comm->abort(e.what(), 2); } catch (const std::exception& e) {
+    comm->abort(e.what(), 1);
+  }
+  throw Error("the job was aborted");
 }
 
 }  // namespace
@@ -182,7 +202,11 @@ Command pretrain_command(CLI::App& app, const std::vector<std::string>& argument
       "Example: csml pretrain --preset cifar10-small --data cifar10:DIR --test-data 'cifar10:DIR?split=test' "
       "--out runs/a\n"
       "Values come from: defaults < preset < --config < CSML_SECTION_KEY in the environment < flags and --set.\n"
-      "SIGTERM, SIGINT and SIGUSR1 end the step, write a checkpoint and exit with 75; the same command goes on.");
+      "SIGTERM, SIGINT and SIGUSR1 end the step, write a checkpoint and exit with 75; the same command goes on.\n"
+      "Several processes: mpirun -np 4 csml pretrain … (or srun --mpi=pmix), same flags; --batch-size stays that of "
+      "all\n"
+      "together, and a batch-norm group must lie inside one process. A process that waits for another longer than\n"
+      "comm.timeout_seconds says so and exits with 70.");
   return [o] { return run(*o); };
 }
 

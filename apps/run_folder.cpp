@@ -41,7 +41,8 @@ const std::set<std::string> kHarmless{"data.train",
                                       "eval.knn_temperature",
                                       "eval.knn_train_limit",
                                       "eval.knn_test_limit",
-                                      "eval.batch_size"};
+                                      "eval.batch_size",
+                                      "comm.timeout_seconds"};
 
 nlohmann::json config_of(const fs::path& folder) {
   if (fs::exists(folder / "manifest.json")) {

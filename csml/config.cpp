@@ -51,6 +51,7 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"method.queue", &c.method.queue, "keys in the queue"},
       {"method.bn_group_size", &c.method.bn_group_size, "images per batch-norm group; 0: the whole batch"},
       {"method.shuffle", &c.method.shuffle, "permute the key batch over the groups"},
+      {"method.shuffle_span", &c.method.shuffle_span, "images inside which it is permuted; 0: the whole global batch"},
       {"method.neighbors", &c.method.neighbors, "csml: nearest neighbours a cross-sample is drawn from"},
       {"method.refresh_epochs", &c.method.refresh_epochs, "csml: epochs between searches of the neighbours"},
       {"method.cutmix_alpha", &c.method.cutmix_alpha, "csml: CutMix draws its share from Beta(alpha, alpha)"},
@@ -101,6 +102,8 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"eval.size", &c.eval.size, "central crop, pixels"},
       {"eval.interpolation", &c.eval.interpolation, "bilinear | bicubic"},
       {"eval.batch_size", &c.eval.batch_size, "images per forward pass; changes nothing in the result"},
+
+      {"comm.timeout_seconds", &c.comm.timeout_seconds, "longest wait for another process before the end; 0: no limit"},
   };
 }
 
@@ -218,6 +221,9 @@ void check_method(const Config& c) {
   require(m.bn_group_size == 0 || c.train.batch_size % m.bn_group_size == 0, "train.batch_size",
           "({}) must be a multiple of method.bn_group_size ({}); use --set method.bn_group_size=0 for one group",
           c.train.batch_size, m.bn_group_size);
+  require(m.shuffle_span >= 0 && (m.shuffle_span == 0 || c.train.batch_size % m.shuffle_span == 0),
+          "method.shuffle_span", "must be 0 (the whole batch) or divide train.batch_size ({}), got {}",
+          c.train.batch_size, m.shuffle_span);
   require(m.neighbors >= 1, "method.neighbors", "must be at least 1, got {}", m.neighbors);
   require(m.refresh_epochs >= 1, "method.refresh_epochs", "must be at least 1, got {}", m.refresh_epochs);
   require(m.cutmix_alpha > 0, "method.cutmix_alpha", "must be above 0, got {}", m.cutmix_alpha);
@@ -315,6 +321,8 @@ void resolve(Config& c) {
   check_model_and_evaluation(c);
   check_training(c);
   check_method(c);
+  require(c.comm.timeout_seconds >= 0, "comm.timeout_seconds", "must be 0 (no limit) or more, got {}",
+          c.comm.timeout_seconds);
 
   c.schedule.base_lr = c.lr_per_256 * c.train.batch_size / 256;
   c.schedule.epochs = c.train.epochs;

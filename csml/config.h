@@ -37,6 +37,7 @@ struct MethodConfig {
   int64_t queue = 65536;
   int bn_group_size = 32;  // images per batch-norm group; 0: the whole batch
   bool shuffle = true;     // permute the key batch over the groups
+  int shuffle_span = 0;    // images inside which it is permuted; 0: the whole global batch
   // CsMl:
   int neighbors = 5;       // k of the neighbour table
   int refresh_epochs = 5;  // the table is renewed at the start of every such epoch
@@ -77,6 +78,10 @@ struct EvalConfig {
   int batch_size = 256;
 };
 
+struct CommConfig {
+  double timeout_seconds = 600;  // longest that a process waits for the others; 0: no limit
+};
+
 struct Config {
   DataConfig data;
   AugmentConfig augment;
@@ -87,6 +92,7 @@ struct Config {
   double lr_per_256 = 0.03;  // schedule.lr: base_lr = lr_per_256 * batch_size / 256
   TrainConfig train;
   EvalConfig eval;
+  CommConfig comm;
 };
 
 /// Throws UsageError, naming the key, for values that cannot work together. Fills what is derived (schedule.base_lr,

@@ -4,8 +4,8 @@
 
 namespace csml {
 
-CsMl::CsMl(Device& device, const Config& config, int in_channels)
-    : MomentumContrast(device, config, in_channels),
+CsMl::CsMl(Device& device, const Config& config, int in_channels, Comm& comm)
+    : MomentumContrast(device, config, in_channels, comm),
       box_(device, {4}, DType::i32),
       w_(device, {2}),
       w_mix_(device, {2}),
@@ -13,10 +13,10 @@ CsMl::CsMl(Device& device, const Config& config, int in_channels)
   // With the first term alone and no weight on the partner's key this is MoCo, and the partner is not even loaded.
   cross_ = uses("p") || uses("m") || config_.method.weights[1] != 0 || config_.method.warmup_weights[1] != 0;
   add_view({ViewSpec::Source::own, config_.augment, kQ});
-  add_view({ViewSpec::Source::own, config_.augment, kK});
+  add_view({ViewSpec::Source::own, config_.augment, kK, 0});
   if (!cross_) return;
   add_view({ViewSpec::Source::neighbor, config_.augment, kP});
-  add_view({ViewSpec::Source::neighbor, config_.augment, kKp});
+  add_view({ViewSpec::Source::neighbor, config_.augment, kKp, 1});
 }
 
 bool CsMl::uses(const std::string& term) const {

@@ -11,7 +11,7 @@ namespace csml {
 
 class CsMl final : public MomentumContrast {
  public:
-  CsMl(Device& device, const Config& config, int in_channels);
+  CsMl(Device& device, const Config& config, int in_channels, Comm& comm = Comm::alone());
   bool needs_neighbors() const override { return cross_; }
   nlohmann::json measure(int64_t steps) override;
 

@@ -18,9 +18,14 @@ Features collect(Device& device, const Dataset& dataset, const FeatureOptions& o
   loader_options.batch_size = o.batch_size;
   loader_options.max_bad_share = o.max_bad_share;
   loader_options.on_bad_image = o.on_bad_image;
+  loader_options.rank = o.comm->rank();
+  loader_options.ranks = o.comm->size();
   EvalLoader loader(dataset, o.transform, loader_options);
   loader.start();
-  Features out{.values = Tensor(device, {n, dim}), .labels = {}, .bad_images = 0};
+  const int64_t each = loader.share();
+  const Tensor all(device, {each * o.comm->size(), dim}), mine = all.rows(each * o.comm->rank(), each);
+  Features out{.values = all.rows(0, n), .labels = {}, .bad_images = 0};
+  for (int64_t i = 0; i < n; ++i) out.labels.push_back(dataset.label(i));
   EvalBatch batch;
   while (loader.next(batch)) {
     const Shape shape{batch.count, size, size, channels};
@@ -29,10 +34,10 @@ Features collect(Device& device, const Dataset& dataset, const FeatureOptions& o
     augment(pixels, {}, images, o.normalise.mean, o.normalise.std);
     Tensor rows = embed(images);
     if (o.l2_normalise) rows = l2_normalize(Var(rows)).value();
-    copy(rows, out.values.rows(batch.first, batch.count));
-    out.labels.insert(out.labels.end(), batch.labels.begin(), batch.labels.end());
-    if (o.progress) o.progress(batch.first + batch.count, n);
+    copy(rows, all.rows(batch.first, batch.count));
+    if (o.progress) o.progress(std::min(n, (batch.first % each + batch.count) * o.comm->size()), n);
   }
+  o.comm->all_gather(mine, all);
   out.bad_images = loader.bad_images();
   return out;
 }

@@ -8,6 +8,7 @@
 #include "csml/encoder.h"
 #include "data/dataset.h"
 #include "data/loader.h"
+#include "engine/comm.h"
 
 namespace csml {
 
@@ -20,12 +21,13 @@ struct FeatureOptions {
   double max_bad_share = 0.05;  // of unreadable images; beyond it an error
   std::function<void(int64_t done, int64_t total)> progress;
   BadImageCallback on_bad_image;
+  Comm* comm = &Comm::alone();  // its processes share the images out, whole batches each; all get all the features
 };
 
 struct Features {
   Tensor values;            // [N, D] f32, on the device
   std::vector<int> labels;  // [N], -1 = none
-  int64_t bad_images = 0;
+  int64_t bad_images = 0;   // met by this process
 };
 
 /// Inference mode (running statistics), images un-augmented.

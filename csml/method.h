@@ -10,6 +10,7 @@
 
 #include "csml/encoder.h"
 #include "csml/views.h"
+#include "engine/comm.h"
 
 namespace csml {
 
@@ -43,7 +44,7 @@ class Method {
   virtual std::vector<std::pair<std::string, Tensor>> state() const = 0;
 };
 
-/// "moco" or "csml". Throws UsageError for another name.
-std::unique_ptr<Method> make_method(Device& device, const Config& config, int in_channels);
+/// "moco" or "csml", for one of the processes of `comm`. Throws UsageError for another name.
+std::unique_ptr<Method> make_method(Device& device, const Config& config, int in_channels, Comm& comm = Comm::alone());
 
 }  // namespace csml

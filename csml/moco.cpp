@@ -2,9 +2,10 @@
 
 namespace csml {
 
-MoCo::MoCo(Device& device, const Config& config, int in_channels)
-    : MomentumContrast(device, config, in_channels), one_(Tensor::full(device, {1}, 1.f)) {
-  for (uint32_t number : {0u, 1u}) add_view({ViewSpec::Source::own, config_.augment, number});
+MoCo::MoCo(Device& device, const Config& config, int in_channels, Comm& comm)
+    : MomentumContrast(device, config, in_channels, comm), one_(Tensor::full(device, {1}, 1.f)) {
+  add_view({ViewSpec::Source::own, config_.augment, 0});
+  add_view({ViewSpec::Source::own, config_.augment, 1, 0});
 }
 
 std::vector<MomentumContrast::Term> MoCo::terms() {

@@ -8,7 +8,7 @@ namespace csml {
 
 class MoCo final : public MomentumContrast {
  public:
-  MoCo(Device& device, const Config& config, int in_channels);
+  MoCo(Device& device, const Config& config, int in_channels, Comm& comm = Comm::alone());
   bool needs_neighbors() const override { return false; }
 
  private:

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
+#include "data/shuffle.h"
 #include "engine/optim.h"
-#include "kernels/random.h"
 
 namespace csml {
 
@@ -34,12 +33,15 @@ double feature_spread(const Tensor& embeddings) {
 
 }  // namespace
 
-MomentumContrast::MomentumContrast(Device& device, const Config& config, int in_channels)
+MomentumContrast::MomentumContrast(Device& device, const Config& config, int in_channels, Comm& comm)
     : device_(device),
       config_(config),
       f_q_(device, config.model, in_channels, config.train.seed, true),
       f_k_(device, config.model, in_channels, config.train.seed, false),  // the same seed: starts as a copy
       queue_(device, config.method.queue, config.model.dim, config.train.seed, 5),
+      comm_(comm),
+      layout_(batch_layout(config, comm)),
+      buckets_(f_q_.params(), comm),
       optimizer_(Optimizer::make(f_q_.params(), config.optimizer)),
       learning_rate_(scalar(device, 0)),
       momentum_(scalar(device, static_cast<float>(config.method.momentum))),
@@ -49,7 +51,7 @@ MomentumContrast::MomentumContrast(Device& device, const Config& config, int in_
       negative_sum_(scalar(device, 0)) {}
 
 void MomentumContrast::add_view(ViewSpec spec) {
-  inputs_.emplace_back(device_, config_.train.batch_size, spec);
+  inputs_.emplace_back(device_, layout_.local, spec);
   specs_.push_back(std::move(spec));
 }
 
@@ -57,16 +59,12 @@ void MomentumContrast::load(const Batch& batch, const StepInfo& info) {
   CHECK(batch.views.size() == inputs_.size(), "a batch of {} views for a method of {}", batch.views.size(),
         inputs_.size());
   for (size_t v = 0; v < inputs_.size(); ++v) inputs_[v].upload(batch.views[v]);
-  const int64_t n = config_.train.batch_size;
   for (int number = 0; number < 2; ++number) {
-    // One draw per global step, defined on the global batch (Fisher-Yates).
-    std::vector<int32_t> permutation(static_cast<size_t>(n));
-    std::iota(permutation.begin(), permutation.end(), 0);
-    if (config_.method.shuffle) {
-      Random random(config_.train.seed, Purpose::shuffle, static_cast<uint64_t>(info.step), 0,
-                    static_cast<uint32_t>(number));
-      for (int64_t i = n - 1; i > 0; --i)
-        std::swap(permutation[static_cast<size_t>(i)], permutation[random.below(static_cast<uint32_t>(i + 1))]);
+    std::vector<int32_t> permutation = shuffle_permutation(config_.train.seed, info.step, static_cast<uint32_t>(number),
+                                                           layout_.global, config_.method.shuffle ? layout_.span : 1);
+    if (!layout_.loader_shuffles) {  // whole spans lie here: this process's rows are permuted among themselves
+      permutation = {permutation.begin() + layout_.first, permutation.begin() + layout_.first + layout_.local};
+      for (int32_t& place : permutation) place -= static_cast<int32_t>(layout_.first);
     }
     load_permutation(number, permutation);
   }
@@ -76,6 +74,7 @@ void MomentumContrast::load(const Batch& batch, const StepInfo& info) {
 }
 
 void MomentumContrast::load_given(const Given& given) {
+  CHECK(comm_.size() == 1, "given inputs are those of one process");
   given_ = given.images;
   for (size_t number = 0; number < given.permutations.size(); ++number)
     load_permutation(static_cast<int>(number), given.permutations[number]);
@@ -111,10 +110,15 @@ Tensor MomentumContrast::embed_key(const Tensor& images, int number) {
   const int64_t group = config_.method.bn_group_size > 0 ? config_.method.bn_group_size : n;
   Tensor statistics = Tensor::full(device_, f_k_.params().buffers().shape(), 0.f);  // the gaps stay zero
   key_statistics_.push_back(statistics);
-  const Tensor shuffled = gather(images, shuffle_[static_cast<size_t>(number)]);
-  const Var keys =
-      f_k_.embed(Var(shuffled), {.training = true, .groups = static_cast<int>(n / group), .statistics = statistics});
-  return gather(keys.value(), unshuffle_[static_cast<size_t>(number)]);
+  const Tensor& unshuffle = unshuffle_[static_cast<size_t>(number)];
+  const Tensor shuffled = layout_.loader_shuffles ? images : gather(images, shuffle_[static_cast<size_t>(number)]);
+  const Tensor keys =
+      f_k_.embed(Var(shuffled), {.training = true, .groups = static_cast<int>(n / group), .statistics = statistics})
+          .value();
+  if (!layout_.loader_shuffles) return gather(keys, unshuffle);
+  const Tensor all(device_, keys.shape().with_rows(layout_.global));
+  comm_.all_gather(keys, all);
+  return gather(all, unshuffle).rows(layout_.first, layout_.local);
 }
 
 void MomentumContrast::step() {
@@ -143,24 +147,37 @@ void MomentumContrast::step() {
     }
     if (count > 1) total = scale(total, 1.f / static_cast<float>(count));
   }
-  f_q_.params().begin_gradients();
-  total.backward();
-  f_q_.params().finish_gradients();
+  buckets_.backward(total);
   commit();
 }
 
+void MomentumContrast::average_statistics() {
+  // Every process holds as many groups: the mean over all groups is the mean of the processes' means.
+  comm_.fork();
+  for (const Tensor& s : query_statistics_) comm_.all_reduce_mean(s);
+  for (const Tensor& s : key_statistics_) comm_.all_reduce_mean(s);
+  comm_.join();
+}
+
 void MomentumContrast::commit() {
+  average_statistics();
   all_finite(f_q_.params().grad(), finite_);
+  comm_.all_reduce_min(finite_);  // all change their state, or none does
   optimizer_->step(learning_rate_, finite_);
   for (const Tensor& s : query_statistics_) ema(s, f_q_.params().buffers(), statistics_momentum_, finite_);
   for (const Tensor& s : key_statistics_) ema(s, f_k_.params().buffers(), statistics_momentum_, finite_);
   // theta_k <- m theta_k + (1 - m) theta_q: due before the next step's key forwards, so it is the end of this one.
   ema(f_q_.params().master(), f_k_.params().master(), momentum_, finite_);
-  queue_.push(enqueue_, finite_);
+  const Tensor keys(device_, enqueue_.shape().with_rows(layout_.global));
+  comm_.all_gather(enqueue_, keys);
+  queue_.push(keys, finite_);
 }
 
 nlohmann::json MomentumContrast::measure(int64_t steps) {
   CHECK(loss_sum_ && steps > 0, "measure() before the first step");
+  for (const Tensor& sum : {loss_sum_, positive_sum_, negative_sum_}) comm_.all_reduce_mean(sum);
+  const Tensor embeddings(device_, last_query_.shape().with_rows(layout_.global));
+  comm_.all_gather(last_query_, embeddings);
   const double n = static_cast<double>(steps);
   const std::vector<float> losses = loss_sum_.host<float>();
   nlohmann::json out, by_term;
@@ -175,7 +192,7 @@ nlohmann::json MomentumContrast::measure(int64_t steps) {
   out["chance"] = std::log(static_cast<double>(config_.method.queue) + 1);
   out["positive_similarity"] = positive_sum_.item() / n;
   out["negative_similarity"] = negative_sum_.item() / n;
-  out["feature_spread"] = feature_spread(last_query_);
+  out["feature_spread"] = feature_spread(embeddings);
   out["lr"] = lr_now_;
   out["finite"] = finite_.host<int32_t>()[0] == 1;
   fill(loss_sum_, 0);

@@ -6,14 +6,17 @@
 #include <string>
 #include <vector>
 
+#include "csml/batch_layout.h"
 #include "csml/method.h"
 #include "csml/queue.h"
+#include "engine/buckets.h"
 
 namespace csml {
 
 class MomentumContrast : public Method {
  public:
-  MomentumContrast(Device& device, const Config& config, int in_channels);
+  /// The processes of `comm` share every global batch; what each of them holds afterwards is the same.
+  MomentumContrast(Device& device, const Config& config, int in_channels, Comm& comm = Comm::alone());
 
   std::vector<ViewSpec> views() const override { return specs_; }
   void load(const Batch& batch, const StepInfo& info) override;
@@ -25,7 +28,8 @@ class MomentumContrast : public Method {
 
   // For tests: the gradients and pieces of the last step.
   const Queue& queue() const { return queue_; }
-  /// Injects the inputs of a step instead of load(): normalised images per view, permutation per key view.
+  /// Injects the inputs of a step of one process instead of load(): normalised images per view, permutation per key
+  /// view.
   struct Given {
     std::vector<Tensor> images;                      // one [B,S,S,C] per view
     std::vector<std::vector<int32_t>> permutations;  // one per key forward
@@ -66,23 +70,27 @@ class MomentumContrast : public Method {
   Config config_;
   Encoder f_q_, f_k_;
   Queue queue_;
-  Tensor enqueue_;  // keys to push at commit
+  Tensor enqueue_;  // this process's keys to push at commit
   std::vector<std::string> term_names_;
 
  private:
   void commit();
+  void average_statistics();
   void load_permutation(int number, const std::vector<int32_t>& permutation);
 
+  Comm& comm_;
+  BatchLayout layout_;
+  GradientBuckets buckets_;
   std::vector<ViewSpec> specs_;
   std::vector<ViewInput> inputs_;
   std::vector<Tensor> given_;
-  std::vector<Tensor> shuffle_, unshuffle_;  // i32 [B] per key view
+  std::vector<Tensor> shuffle_, unshuffle_;  // i32 per key view: of this process's images, or of all where they come so
   std::vector<Tensor> query_statistics_, key_statistics_;
   std::unique_ptr<Optimizer> optimizer_;
   Tensor learning_rate_, momentum_, statistics_momentum_, finite_;
   // Sums since the last measure(): [terms], [terms x positives], [1]
   Tensor loss_sum_, positive_sum_, negative_sum_;
-  Tensor last_query_;  // embeddings of the first view
+  Tensor last_query_;  // this process's embeddings of the first view
   float lr_now_ = 0;
 };
 

@@ -5,27 +5,45 @@
 
 namespace csml {
 
-NeighborTable nearest_neighbors(const Tensor& features, int k, std::vector<float>* similarity) {
+namespace {
+
+/// The first n of the ranks' `each` values, in rank order.
+template <class T>
+std::vector<T> gathered(Comm& comm, Device& device, std::vector<T> mine, int64_t each, int64_t n) {
+  mine.resize(static_cast<size_t>(each));
+  const Tensor all(device, {each * comm.size()}, dtype_of<T>::value);
+  comm.all_gather(Tensor::from(device, {each}, mine), all);
+  std::vector<T> values = all.template host<T>();
+  values.resize(static_cast<size_t>(n));
+  return values;
+}
+
+}  // namespace
+
+NeighborTable nearest_neighbors(const Tensor& features, int k, std::vector<float>* similarity, Comm& comm) {
   const int64_t n = features.shape()[0];
   CHECK(k >= 1 && n > k, "{} neighbours of {} images: there must be more images than neighbours", k, n);
-  NeighborTable table{.index = {}, .k = k};
-  table.index.reserve(static_cast<size_t>(n * k));
+  const Share share = share_of(comm, n);
+  std::vector<int32_t> found_index;
+  std::vector<float> found_scores;
   constexpr int64_t kBlock = 4096;  // queries at a time
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t count = std::min(kBlock, n - first);
+  for (int64_t first = share.first; first < share.last; first += kBlock) {
+    const int64_t count = std::min(kBlock, share.last - first);
     std::vector<int32_t> self(static_cast<size_t>(count));
     std::iota(self.begin(), self.end(), static_cast<int32_t>(first));
     const TopKResult found =
         top_k(features.rows(first, count), features, k, Tensor::from(features.device(), {count}, self));
     const std::vector<int32_t> index = found.index.host<int32_t>();
     for (int32_t i : index) CHECK(i >= 0, "the features hold NaN or infinity: the encoder has diverged");
-    table.index.insert(table.index.end(), index.begin(), index.end());
+    found_index.insert(found_index.end(), index.begin(), index.end());
     if (similarity) {
       const std::vector<float> scores = found.scores.host<float>();
-      similarity->insert(similarity->end(), scores.begin(), scores.end());
+      found_scores.insert(found_scores.end(), scores.begin(), scores.end());
     }
   }
-  return table;
+  Device& device = features.device();
+  if (similarity) *similarity = gathered(comm, device, std::move(found_scores), share.each * k, n * k);
+  return {.index = gathered(comm, device, std::move(found_index), share.each * k, n * k), .k = k};
 }
 
 double neighbor_purity(const NeighborTable& table, const std::vector<int>& labels) {

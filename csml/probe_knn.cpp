@@ -7,7 +7,7 @@
 namespace csml {
 
 std::vector<KnnResult> knn_classify(const Features& train, const Features& test, int class_count,
-                                    const std::vector<int>& ks, double temperature) {
+                                    const std::vector<int>& ks, double temperature, Comm& comm) {
   CHECK(class_count > 0, "k-NN needs labels; this data set has none");
   CHECK(!ks.empty() && temperature > 0, "k-NN needs at least one k and a temperature above 0");
   const int64_t n_train = train.values.shape()[0], n_test = test.values.shape()[0];
@@ -19,8 +19,9 @@ std::vector<KnnResult> knn_classify(const Features& train, const Features& test,
   constexpr int64_t kBlock = 1024;  // test rows searched at a time: bounds memory
   std::vector<double> score(static_cast<size_t>(class_count));
   std::vector<int> order(static_cast<size_t>(class_count));
-  for (int64_t first = 0; first < n_test; first += kBlock) {
-    const int64_t count = std::min(kBlock, n_test - first);
+  const Share share = share_of(comm, n_test);
+  for (int64_t first = share.first; first < share.last; first += kBlock) {
+    const int64_t count = std::min(kBlock, share.last - first);
     const TopKResult found = top_k(test.values.rows(first, count), train.values, most);
     const std::vector<float> similarity = found.scores.host<float>();
     const std::vector<int32_t> index = found.index.host<int32_t>();
@@ -48,6 +49,13 @@ std::vector<KnnResult> knn_classify(const Features& train, const Features& test,
       }
     }
   }
+  std::vector<int32_t> counts;
+  for (const std::vector<int64_t>& of_k : hits)
+    for (int64_t count : of_k) counts.push_back(static_cast<int32_t>(count));
+  const Tensor total = Tensor::from(test.values.device(), {static_cast<int64_t>(counts.size())}, counts);
+  comm.all_reduce_sum(total);
+  counts = total.host<int32_t>();
+  for (size_t i = 0; i < counts.size(); ++i) hits[i / 2][i % 2] = counts[i];
   std::vector<KnnResult> results;
   for (size_t which = 0; which < ks.size(); ++which)
     results.push_back({std::min(ks[which], most), temperature,

@@ -14,8 +14,9 @@ struct KnnResult {
   double top1 = 0, top5 = 0;  // percent
 };
 
-/// One search serves every k asked. Throws Error when either side has no labels.
+/// One search serves every k asked. Throws Error when either side has no labels. The processes of `comm`, which all
+/// hold all the features, share the test rows out.
 std::vector<KnnResult> knn_classify(const Features& train, const Features& test, int class_count,
-                                    const std::vector<int>& ks, double temperature);
+                                    const std::vector<int>& ks, double temperature, Comm& comm = Comm::alone());
 
 }  // namespace csml

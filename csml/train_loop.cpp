@@ -4,9 +4,11 @@
 #include <chrono>
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <optional>
 #include <set>
 
+#include "csml/batch_layout.h"
 #include "csml/method.h"
 #include "csml/neighbors.h"
 #include "csml/probe_knn.h"
@@ -56,21 +58,25 @@ class Run {
  public:
   Run(Device& device, Comm& comm, const Config& config, const RunOptions& options)
       : device_(device),
+        comm_(comm),
+        writes_(comm.rank() == 0),
         config_(config),
         options_(options),
         train_(open_dataset(config.data.train)),
-        method_(make_method(device, config, train_->channels())),
-        store_(options.out,
-               {.keep_last = config.train.keep_checkpoints, .warn = [](const std::string& l) { log_warn(l); }}),
-        metrics_(options.out / "metrics.jsonl"),
-        bad_images_(options.out / "bad_images.jsonl"),
-        step_(device, [this] { method_->step(); }) {
-    CHECK(comm.size() == 1, "{} processes: this release trains with one", comm.size());
+        method_(make_method(device, config, train_->channels(), comm)),
+        step_(
+            device, [this] { method_->step(); }, comm.recordable() ? 1 : std::numeric_limits<int>::max()) {
+    if (writes_) {
+      store_.emplace(options.out, CheckpointStore::Options{.keep_last = config.train.keep_checkpoints,
+                                                           .warn = [](const std::string& l) { log_warn(l); }});
+      metrics_.emplace(options.out / "metrics.jsonl");
+      bad_images_.emplace(options.out / "bad_images.jsonl");
+      std::ifstream named(bad_images_->path());
+      for (std::string line; std::getline(named, line);)
+        if (const auto entry = nlohmann::json::parse(line, nullptr, false); entry.is_object())
+          bad_paths_.insert(entry.value("path", std::string()));
+    }
     if (!config.data.test.empty()) test_ = open_dataset(config.data.test);
-    std::ifstream named(bad_images_.path());
-    for (std::string line; std::getline(named, line);)
-      if (const auto entry = nlohmann::json::parse(line, nullptr, false); entry.is_object())
-        bad_paths_.insert(entry.value("path", std::string()));
     steps_per_epoch_ = train_->size() / config.train.batch_size;
     if (steps_per_epoch_ < 1)
       throw UsageError(cat("train.batch_size = {} is larger than the data set ({} images)", config.train.batch_size,
@@ -87,25 +93,36 @@ class Run {
   void write(nlohmann::json line);
 
   void resume();
+  void read_checkpoint();
+  void check_same_data();
+  void share_state();
+  void share_bad_images();
   void init_weights(const std::filesystem::path& file);
-  void train_epoch();
+  bool train_epoch();
   void log_step(int64_t steps);
   void refresh_neighbors();
   void evaluate();
   bool save(bool required);
-  bool stop_asked() const { return options_.stop && options_.stop->load(); }
+  bool stop_agreed();
+  /// Distinct unreadable images; those of the other processes as of the last epoch's end.
+  int64_t bad_images() const {
+    return std::max(loader_->bad_images(), comm_.size() > 1 ? static_cast<int64_t>(bad_paths_.size()) : 0);
+  }
   bool out_of_steps() const { return config_.train.max_steps > 0 && at_.step >= config_.train.max_steps; }
   FeatureOptions feature_options() const;
   BadImageCallback on_bad_image();
 
   Device& device_;
+  Comm& comm_;
+  const bool writes_;  // this process keeps the run's folder: log, checkpoints, bad images
   const Config& config_;
   const RunOptions& options_;
   std::unique_ptr<Dataset> train_, test_, knn_train_, knn_test_;
   std::unique_ptr<Method> method_;
-  CheckpointStore store_;
-  MetricsLog metrics_, bad_images_;
-  std::set<std::string> bad_paths_;  // named in bad_images.jsonl; loaders call one at a time and never run together
+  std::optional<CheckpointStore> store_;
+  std::optional<MetricsLog> metrics_, bad_images_;
+  std::set<std::string> bad_paths_;  // known here; loaders call one at a time and never run together
+  nlohmann::json bad_unwritten_ = nlohmann::json::array();  // met here since the last share_bad_images()
   Step step_;
   std::unique_ptr<Loader> loader_;
   std::shared_ptr<const NeighborTable> table_;
@@ -126,16 +143,36 @@ class Run {
 BadImageCallback Run::on_bad_image() {
   return [this](const std::string& path, const std::string& reason) {
     if (!bad_paths_.insert(path).second) return;  // the training loader and each refresh meet the same files
-    bad_images_.write({{"path", path}, {"reason", reason}});
+    const nlohmann::json line{{"path", path}, {"reason", reason}};
+    writes_ ? bad_images_->write(line) : bad_unwritten_.push_back(line);
     log_warn(cat("unreadable image replaced: {} ({})", path, reason));
   };
 }
 
+void Run::share_bad_images() {
+  // Between epochs, when no loader is at work.
+  const auto dumped = bad_unwritten_.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  for (const std::string& text : gather_text(comm_, device_, bad_unwritten_.empty() ? "" : dumped))
+    if (writes_ && !text.empty())
+      for (const nlohmann::json& line : nlohmann::json::parse(text))
+        if (bad_paths_.insert(line["path"].get<std::string>()).second) bad_images_->write(line);
+  bad_unwritten_ = nlohmann::json::array();
+}
+
+bool Run::stop_agreed() {
+  const bool asked = options_.stop && options_.stop->load();
+  if (comm_.size() == 1) return asked;
+  const Tensor vote = Tensor::from(device_, {1}, std::vector<int32_t>{asked ? 1 : 0});
+  comm_.all_reduce_max(vote);
+  return vote.host<int32_t>()[0] != 0;
+}
+
 void Run::write(nlohmann::json line) {
+  if (!writes_) return;
   line["step"] = at_.step;
   line["epoch"] = at_.epoch;
   try {
-    metrics_.write(std::move(line));
+    metrics_->write(std::move(line));
   } catch (const Error& e) { log_warn(cat("{}; training goes on without this line", e.what())); }
 }
 
@@ -152,6 +189,7 @@ FeatureOptions Run::feature_options() const {
   o.batch_size = config_.eval.batch_size;
   o.workers = config_.data.workers;
   o.max_bad_share = config_.data.max_bad_share;
+  o.comm = &comm_;
   return o;
 }
 
@@ -160,16 +198,21 @@ RunResult Run::go() {
   LoaderOptions lo;
   lo.seed = config_.train.seed;
   lo.workers = config_.data.workers;
-  lo.batch_size = config_.train.batch_size;
+  const BatchLayout layout = batch_layout(config_, comm_);
+  lo.batch_size = static_cast<int>(layout.local);
+  lo.rank = comm_.rank();
+  lo.ranks = comm_.size();
+  lo.shuffle_span = layout.loader_shuffles ? layout.span : 0;
   lo.prefetch = config_.data.prefetch;
   lo.max_bad_share = config_.data.max_bad_share;
   lo.on_bad_image = on_bad_image();
   loader_ = std::make_unique<Loader>(*train_, method_->views(), lo);
 
   resume();
-  log_info(cat("training {} on {}: {} epochs of {} steps, batch {}, {} parameters, device {}", config_.method.name,
+  log_info(cat("training {} on {}: {} epochs of {} steps, batch {}, {} parameters, device {}{}", config_.method.name,
                train_->describe(), config_.train.epochs, steps_per_epoch_, config_.train.batch_size,
-               method_->query_encoder().params().count(), device_.name()));
+               method_->query_encoder().params().count(), device_.name(),
+               comm_.size() > 1 ? cat(", {} processes of {} images", comm_.size(), layout.local) : ""));
   const int64_t total = int64_t{config_.train.epochs} * steps_per_epoch_;
   progress_.emplace("pretrain", config_.train.max_steps > 0 ? std::min<int64_t>(total, config_.train.max_steps) : total,
                     "steps", at_.step);
@@ -178,19 +221,22 @@ RunResult Run::go() {
     evaluate();  // the untrained encoder: what the first point of the curve means
     save(true);  // also finds out now, not in an hour, whether the folder takes a checkpoint
   }
-  while (at_.epoch < config_.train.epochs && !stop_asked() && !out_of_steps()) train_epoch();
+  bool stop = stop_agreed();
+  while (at_.epoch < config_.train.epochs && !stop && !out_of_steps()) stop = train_epoch();
   progress_->finish();
-  result_.stopped = at_.epoch < config_.train.epochs && stop_asked();
+  result_.stopped = at_.epoch < config_.train.epochs && stop;
+  share_bad_images();
   if (last_saved_ != at_.step) save(true);
   if (result_.stopped) event("stopped", "a signal asked the run to stop; the same command goes on");
   result_.steps = at_.step;
   result_.epochs = at_.epoch;
-  result_.bad_images = loader_->bad_images();
+  result_.bad_images = bad_images();
   result_.seconds = seconds_since(start);
   return result_;
 }
 
-void Run::train_epoch() {
+/// True when a signal asks for the end of the run.
+bool Run::train_epoch() {
   const Clock::time_point start = Clock::now();
   if (method_->needs_neighbors() && at_.batch == 0 && at_.epoch % config_.method.refresh_epochs == 0)
     refresh_neighbors();
@@ -202,12 +248,12 @@ void Run::train_epoch() {
   interval_start_ = Clock::now();
   interval_wait_ = 0;
   Batch batch;
-  bool complete = true;
   while (loader_->next(batch)) {
     interval_wait_ += batch.wait_seconds;
     const double progress =
         static_cast<double>(at_.epoch) + static_cast<double>(at_.batch) / static_cast<double>(steps_per_epoch_);
     method_->load(batch, {.step = at_.step, .epoch = at_.epoch, .progress = progress});
+    comm_.phase(cat("step {}", at_.step + 1));
     step_.run();
     ++at_.step;
     ++at_.batch;
@@ -218,20 +264,19 @@ void Run::train_epoch() {
     }
     progress_->update(at_.step, cat("epoch {} loss {:.3f}{}{}", at_.epoch, result_.loss,
                                     result_.knn_top1 >= 0 ? cat("  k-NN {:.1f} %", result_.knn_top1) : "",
-                                    loader_->bad_images() ? cat("  {} bad images", loader_->bad_images()) : ""));
+                                    bad_images() ? cat("  {} bad images", bad_images()) : ""));
     const bool last = at_.batch == steps_per_epoch_;
     const int every = config_.train.checkpoint_every_steps;
     if (every > 0 && at_.step % every == 0 && !last) save(false);
-    if ((stop_asked() || out_of_steps()) && !last) {
-      complete = false;
-      break;
-    }
+    const bool stop = stop_agreed();
+    if ((stop || out_of_steps()) && !last) return stop;
   }
-  if (!complete) return;
+  comm_.phase(cat("the end of epoch {}", at_.epoch));
+  share_bad_images();
   nlohmann::json line{{"kind", "epoch"},
                       {"loss", epoch_loss_ / static_cast<double>(std::max<int64_t>(1, epoch_steps_))},
                       {"seconds", seconds_since(start)},
-                      {"bad_images", loader_->bad_images()}};
+                      {"bad_images", bad_images()}};
   if (table_) {
     line["purity"] = purity_ >= 0 ? nlohmann::json(purity_) : nlohmann::json();
     line["churn"] = churn_ >= 0 ? nlohmann::json(churn_) : nlohmann::json();
@@ -244,6 +289,7 @@ void Run::train_epoch() {
   if (knn_every > 0 && (at_.epoch % knn_every == 0 || finished)) evaluate();
   const int save_every = config_.train.checkpoint_every_epochs;
   if (finished || (save_every > 0 && at_.epoch % save_every == 0)) save(finished);
+  return stop_agreed();
 }
 
 void Run::log_step(int64_t steps) {
@@ -279,6 +325,7 @@ void Run::log_step(int64_t steps) {
 
 void Run::refresh_neighbors() {
   const Clock::time_point start = Clock::now();
+  comm_.phase(cat("the neighbour search of epoch {}", at_.epoch));
   const int k = config_.method.neighbors;
   auto table = std::make_shared<NeighborTable>();
   std::vector<int> labels;
@@ -298,7 +345,7 @@ void Run::refresh_neighbors() {
     FeatureOptions o = feature_options();
     o.on_bad_image = on_bad_image();
     const Features features = extract_features(device_, method_->key_encoder(), *train_, o);
-    *table = nearest_neighbors(features.values, k);
+    *table = nearest_neighbors(features.values, k, nullptr, comm_);
     labels = features.labels;
   }
   purity_ = neighbor_purity(*table, labels);
@@ -324,12 +371,13 @@ void Run::evaluate() {
     knn_train_ = limited(config_.data.train, config_.eval.knn_train_limit);
     knn_test_ = limited(config_.data.test, config_.eval.knn_test_limit);
   }
+  comm_.phase(cat("the k-NN evaluation after epoch {}", at_.epoch));
   const FeatureOptions o = feature_options();
   const Encoder& encoder = method_->query_encoder();
   const Features bank = extract_features(device_, encoder, *knn_train_, o);
   const Features queries = extract_features(device_, encoder, *knn_test_, o);
-  const KnnResult knn =
-      knn_classify(bank, queries, knn_train_->class_count(), {config_.eval.knn_k}, config_.eval.knn_temperature)[0];
+  const KnnResult knn = knn_classify(bank, queries, knn_train_->class_count(), {config_.eval.knn_k},
+                                     config_.eval.knn_temperature, comm_)[0];
   result_.knn_top1 = knn.top1;
   write({{"kind", "eval"},
          {"task", "knn"},
@@ -346,6 +394,10 @@ void Run::evaluate() {
 }
 
 bool Run::save(bool required) {
+  if (!writes_) {  // rank 0 keeps the folder; the next collective waits for it
+    last_saved_ = at_.step;
+    return true;
+  }
   std::vector<NamedArray> model, state;
   for (NamedArray& a : to_host(method_->query_encoder().params(), "encoder_q.")) model.push_back(std::move(a));
   for (NamedArray& a : to_host(method_->key_encoder().params(), "encoder_k.")) model.push_back(std::move(a));
@@ -368,7 +420,7 @@ bool Run::save(bool required) {
   const int every = config_.train.milestone_every_epochs;
   content.milestone = at_.batch == 0 && at_.epoch > 0 && every > 0 && at_.epoch % every == 0;
   try {
-    result_.checkpoint = store_.save(content);
+    result_.checkpoint = store_->save(content);
     last_saved_ = at_.step;
     return true;
   } catch (const Error& e) {
@@ -380,6 +432,57 @@ bool Run::save(bool required) {
 }
 
 void Run::resume() {
+  comm_.phase("the start");
+  check_same_data();
+  if (writes_) read_checkpoint();
+  share_state();
+  if (last_saved_ < 0) return;
+  log_info(cat("resuming from {}: step {}, epoch {}", result_.checkpoint.string(), at_.step, at_.epoch));
+  event("resumed", result_.checkpoint.filename().string());
+}
+
+/// Every process must draw the same images from the same numbers.
+void Run::check_same_data() {
+  const std::vector<std::string> prints = gather_text(comm_, device_, cat("{:016x}", train_->fingerprint()));
+  for (size_t r = 1; r < prints.size(); ++r)
+    if (prints[r] != prints[0])
+      throw Error(cat("rank {} sees other images than rank 0 under data.train = {}: every process needs the same data",
+                      r, config_.data.train));
+}
+
+/// Rank 0's state on every process: only rank 0 needs to see the run's folder.
+void Run::share_state() {
+  if (comm_.size() == 1) return;
+  for (Encoder* encoder : {&method_->query_encoder(), &method_->key_encoder()}) {
+    comm_.broadcast(encoder->params().master(), 0);
+    comm_.broadcast(encoder->params().buffers(), 0);
+  }
+  for (const auto& [name, tensor] : method_->state()) comm_.broadcast(tensor, 0);
+  const nlohmann::json mine{{"step", at_.step},
+                            {"epoch", at_.epoch},
+                            {"batch", at_.batch},
+                            {"purity", purity_},
+                            {"churn", churn_},
+                            {"saved", last_saved_},
+                            {"k", table_ ? table_->k : 0},
+                            {"checkpoint", result_.checkpoint.string()}};
+  const nlohmann::json root = nlohmann::json::parse(broadcast_text(comm_, device_, mine.dump()));
+  at_ = {root["step"].get<int64_t>(), root["epoch"].get<int64_t>(), root["batch"].get<int64_t>()};
+  purity_ = root["purity"].get<double>();
+  churn_ = root["churn"].get<double>();
+  last_saved_ = root["saved"].get<int64_t>();
+  result_.checkpoint = root["checkpoint"].get<std::string>();
+  const int k = root["k"].get<int>();
+  if (k == 0) return;
+  const Tensor index(device_, {train_->size(), k}, DType::i32);
+  if (table_) index.upload(table_->index);
+  comm_.broadcast(index, 0);
+  auto table = std::make_shared<NeighborTable>();
+  *table = {.index = index.host<int32_t>(), .k = k};
+  table_ = std::move(table);
+}
+
+void Run::read_checkpoint() {
   std::optional<Checkpoint> checkpoint;
   if (!options_.resume_from.empty()) {
     namespace fs = std::filesystem;
@@ -392,7 +495,7 @@ void Run::resume() {
     }
     if (!checkpoint) throw Error(cat("--resume {}: no good checkpoint there", options_.resume_from.string()));
   } else if (options_.resume == ResumeMode::automatic) {
-    checkpoint = store_.load_newest();
+    checkpoint = store_->load_newest();
   }
   if (!checkpoint) {
     if (!options_.init_from.empty()) init_weights(options_.init_from);
@@ -426,9 +529,7 @@ void Run::resume() {
   churn_ = checkpoint->user.value("churn", -1.0);
   last_saved_ = at_.step;
   result_.checkpoint = checkpoint->folder;
-  metrics_.truncate_after_step(at_.step);
-  log_info(cat("resuming from {}: step {}, epoch {}", checkpoint->folder.string(), at_.step, at_.epoch));
-  event("resumed", checkpoint->folder.filename().string());
+  metrics_->truncate_after_step(at_.step);
 }
 
 void Run::init_weights(const std::filesystem::path& path) {

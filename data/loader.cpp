@@ -7,6 +7,7 @@
 #include <set>
 
 #include "data/pipeline.h"
+#include "data/shuffle.h"
 #include "kernels/check.h"
 #include "kernels/random.h"
 
@@ -17,7 +18,10 @@ namespace {
 class BadImages {
  public:
   BadImages(const Dataset& dataset, double max_share, BadImageCallback callback)
-      : dataset_(dataset), max_share_(max_share), callback_(std::move(callback)) {}
+      : dataset_(dataset),
+        max_share_(max_share),
+        callback_(std::move(callback)),
+        good_(static_cast<size_t>(dataset.size())) {}
 
   /// Pixels of image i, or nothing when it is (or was) unreadable. Throws once too many are, for every worker the same.
   bool view(int64_t i, LoadScratch& scratch, ImageView& image) {
@@ -28,6 +32,7 @@ class BadImages {
     }
     try {
       image = dataset_.view(i, scratch);
+      good_[static_cast<size_t>(i)].store(true, std::memory_order_relaxed);
       return true;
     } catch (const std::bad_alloc&) {
       throw;  // no fault of the image
@@ -35,6 +40,11 @@ class BadImages {
       report(i, e.what());
       return false;
     }
+  }
+  /// Whether image i can be read, without reading it where that is known.
+  bool readable(int64_t i, LoadScratch& scratch) {
+    ImageView image;
+    return good_[static_cast<size_t>(i)].load(std::memory_order_relaxed) || view(i, scratch, image);
   }
   int64_t count() const { return count_.load(); }
 
@@ -55,6 +65,7 @@ class BadImages {
   const Dataset& dataset_;
   double max_share_;
   BadImageCallback callback_;
+  std::vector<std::atomic<bool>> good_;  // read at least once
   std::mutex mutex_;
   std::set<int64_t> bad_;
   std::string too_many_;  // why loading stopped; empty while it goes on
@@ -80,9 +91,16 @@ int chunk_size(const Dataset& dataset, const LoaderOptions& o) {
 // ---- pretraining ---------------------------------------------------------------------------------------------------
 
 struct Loader::State {
+  /// Views that see the batch in the same order: as drawn (shuffle -1), or under one of the key permutations.
+  struct Order {
+    int shuffle;
+    bool own = false, neighbor = false;  // which images its views need
+  };
+
   const Dataset& dataset;
   std::vector<ViewSpec> views;
   LoaderOptions options;
+  std::vector<Order> orders{{.shuffle = -1}};
   bool wants_neighbor = false;
   BadImages bad;
   int64_t epoch = 0;
@@ -100,7 +118,29 @@ struct Loader::State {
                   [this](Batch& batch, int first, int last, LoadScratch& scratch) {
                     for (int at = first; at < last; ++at) fill(batch, static_cast<size_t>(at), scratch);
                   }}) {
-    for (const ViewSpec& view : views) wants_neighbor |= view.source == ViewSpec::Source::neighbor;
+    for (ViewSpec& view : views) {
+      if (options.shuffle_span == 0) view.shuffle = -1;  // the permutation is the device's business
+      auto its = std::find_if(orders.begin(), orders.end(), [&](const Order& x) { return x.shuffle == view.shuffle; });
+      if (its == orders.end()) its = orders.insert(its, Order{.shuffle = view.shuffle});
+      (view.source == ViewSpec::Source::neighbor ? its->neighbor : its->own) = true;
+      wants_neighbor |= its->neighbor;
+    }
+  }
+
+  /// What this process loads of a global batch, in each of the orders.
+  void draw(int64_t number, Batch& batch) const {
+    const int64_t here = options.batch_size, all = here * options.ranks, first = here * options.rank;
+    const int32_t* sample = order.data() + number * all;
+    batch.drawn.resize(orders.size());
+    for (size_t o = 0; o < orders.size(); ++o) {
+      std::vector<int32_t>& drawn = batch.drawn[o];
+      drawn.assign(sample + first, sample + first + here);
+      if (orders[o].shuffle < 0) continue;
+      const int64_t step = epoch * (dataset.size() / all) + number;
+      const std::vector<int32_t> place =
+          shuffle_permutation(options.seed, step, static_cast<uint32_t>(orders[o].shuffle), all, options.shuffle_span);
+      for (int64_t i = 0; i < here; ++i) drawn[static_cast<size_t>(i)] = sample[place[static_cast<size_t>(first + i)]];
+    }
   }
 
   int prepare(int64_t number, Batch& batch) const {
@@ -118,6 +158,7 @@ struct Loader::State {
     batch.samples.resize(count);
     batch.neighbors.resize(count);
     batch.labels.resize(count);
+    draw(number, batch);
     return options.batch_size;
   }
 
@@ -127,11 +168,11 @@ struct Loader::State {
 
   /// All views of one source, from one decode. Keys are the sample's, not the neighbour's: two samples that share a
   /// neighbour get different views of it.
-  void make_views(Batch& batch, size_t at, ViewSpec::Source source, const ImageView& image, int64_t sample,
+  void make_views(Batch& batch, size_t at, int shuffle, ViewSpec::Source source, const ImageView& image, int64_t sample,
                   LoadScratch& scratch) const {
     for (size_t v = 0; v < views.size(); ++v) {
       const ViewSpec& view = views[v];
-      if (view.source != source) continue;
+      if (view.source != source || view.shuffle != shuffle) continue;
       const auto key = static_cast<uint64_t>(sample), key_epoch = static_cast<uint64_t>(batch.epoch);
       const CropBox crop =
           draw_crop(view.augment, image.height, image.width, options.seed, key_epoch, key, view.number);
@@ -143,9 +184,9 @@ struct Loader::State {
     }
   }
 
-  /// The image at hand is `sample` or its replacement; returns which.
-  int64_t own_image(int64_t sample, int64_t at_epoch, LoadScratch& scratch, ImageView& image) {
-    if (bad.view(sample, scratch, image)) return sample;
+  /// The image at hand is `sample` or its replacement; returns which. Its pixels are there only where `pixels` asks.
+  int64_t own_image(int64_t sample, int64_t at_epoch, bool pixels, LoadScratch& scratch, ImageView& image) {
+    if (pixels ? bad.view(sample, scratch, image) : bad.readable(sample, scratch)) return sample;
     Random random(options.seed, Purpose::replace, static_cast<uint64_t>(at_epoch), static_cast<uint64_t>(sample));
     for (int attempt = 0; attempt < 1000; ++attempt) {
       const int64_t other = random.below(static_cast<uint32_t>(dataset.size()));
@@ -155,15 +196,21 @@ struct Loader::State {
   }
 
   void fill(Batch& batch, size_t at, LoadScratch& scratch) {
-    const int64_t global = batch.index * options.ranks + options.rank;
-    const int64_t drawn = order[static_cast<size_t>(global * options.batch_size) + at];
+    for (size_t o = 0; o < orders.size(); ++o) fill(batch, at, o, scratch);
+  }
+
+  void fill(Batch& batch, size_t at, size_t o, LoadScratch& scratch) {
+    const Order& views_of = orders[o];
     ImageView image;
-    const int64_t sample = own_image(drawn, batch.epoch, scratch, image);
-    batch.samples[at] = sample;
-    batch.labels[at] = dataset.label(sample);
-    batch.neighbors[at] = -1;
-    make_views(batch, at, ViewSpec::Source::own, image, sample, scratch);
-    if (!wants_neighbor) return;
+    const int64_t sample = own_image(batch.drawn[o][at], batch.epoch, views_of.own, scratch, image);
+    const bool as_drawn = views_of.shuffle < 0;
+    if (as_drawn) {
+      batch.samples[at] = sample;
+      batch.labels[at] = dataset.label(sample);
+      batch.neighbors[at] = -1;
+    }
+    if (views_of.own) make_views(batch, at, views_of.shuffle, ViewSpec::Source::own, image, sample, scratch);
+    if (!views_of.neighbor) return;
 
     const auto k = static_cast<uint32_t>(neighbors->k);
     const int32_t* row = neighbors->index.data() + static_cast<size_t>(sample) * k;
@@ -177,8 +224,8 @@ struct Loader::State {
       }
     if (neighbor == sample && !bad.view(sample, scratch, image))
       throw Error(cat("{} could be read a moment ago and cannot any more", dataset.name(sample)));
-    batch.neighbors[at] = neighbor;
-    make_views(batch, at, ViewSpec::Source::neighbor, image, sample, scratch);
+    if (as_drawn) batch.neighbors[at] = neighbor;
+    make_views(batch, at, views_of.shuffle, ViewSpec::Source::neighbor, image, sample, scratch);
   }
 };
 
@@ -278,6 +325,7 @@ struct EvalLoader::State {
   }
 
   int64_t batches() const { return (dataset.size() + options.batch_size - 1) / options.batch_size; }
+  int64_t batches_each() const { return (batches() + options.ranks - 1) / options.ranks; }
 };
 
 EvalLoader::EvalLoader(const Dataset& dataset, EvalTransform transform, LoaderOptions options) {
@@ -294,9 +342,12 @@ void EvalLoader::start(int64_t first) {
   State& s = *state_;
   CHECK(first >= 0 && first % s.options.batch_size == 0, "evaluation starts at image {}, not a multiple of {}", first,
         s.options.batch_size);
+  const int64_t all = s.batches(), begin = s.batches_each() * s.options.rank, end = begin + s.batches_each();
   s.pipeline.stop();
-  s.pipeline.start(first / s.options.batch_size, s.batches());
+  s.pipeline.start(std::min(all, begin + first / s.options.batch_size), std::min(all, end));
 }
+
+int64_t EvalLoader::share() const { return state_->batches_each() * state_->options.batch_size; }
 
 bool EvalLoader::next(EvalBatch& batch) { return state_->pipeline.next(batch); }
 int64_t EvalLoader::bad_images() const { return state_->bad.count(); }

@@ -27,6 +27,7 @@ struct ViewSpec {
   Source source = Source::own;
   AugmentConfig augment;
   uint32_t number = 0;  // names the view's random stream; two views of one batch differ in it
+  int shuffle = -1;     // a key view: which of the step's permutations it is computed under; -1: none
 };
 
 /// Pixels and colour parameters of one view of a batch, ready for the augment kernel.
@@ -37,12 +38,13 @@ struct ViewBatch {
 };
 
 struct Batch {
-  int64_t epoch = 0, index = 0;    // index = number of the batch inside its epoch
-  std::vector<ViewBatch> views;    // one per ViewSpec, in its order
-  std::vector<int64_t> samples;    // [B] images used (after replacement of unreadable ones)
-  std::vector<int64_t> neighbors;  // [B] neighbours used; -1 without a neighbour view
-  std::vector<int> labels;         // [B] for logging only; -1 where unknown
-  double wait_seconds = 0;         // how long next() waited for this batch
+  int64_t epoch = 0, index = 0;             // index = number of the batch inside its epoch
+  std::vector<ViewBatch> views;             // one per ViewSpec, in its order
+  std::vector<int64_t> samples;             // [B] images used (after replacement of unreadable ones)
+  std::vector<int64_t> neighbors;           // [B] neighbours used; -1 without a neighbour view
+  std::vector<int> labels;                  // [B] for logging only; -1 where unknown
+  double wait_seconds = 0;                  // how long next() waited for this batch
+  std::vector<std::vector<int32_t>> drawn;  // the loader's own: images asked for, per order in which views see them
 };
 
 /// Told once per unreadable image, from a worker thread, one call at a time.
@@ -54,6 +56,7 @@ struct LoaderOptions {
   int batch_size = 256;         // of this process
   int prefetch = 3;             // batches made ahead
   int rank = 0, ranks = 1;      // this process loads samples [rank B, rank B + B) of every global batch of ranks * B
+  int64_t shuffle_span = 0;     // > 0: key views come permuted over such spans of the global batch (data/shuffle.h)
   double max_bad_share = 0.05;  // of the data set's images; beyond it the run stops
   BadImageCallback on_bad_image;
 };
@@ -61,6 +64,8 @@ struct LoaderOptions {
 /// Augmented views. An epoch is a permutation of the data set keyed by (seed, epoch); the incomplete last batch is
 /// dropped. One decode serves all views of an image. An unreadable image is replaced by another drawn from
 /// (seed, Purpose::replace, epoch, sample); an unreadable neighbour by the next of its row, then by the sample itself.
+/// Under shuffle_span a key view holds other samples of the global batch than its neighbours: an image whose query is
+/// computed here and whose key elsewhere is decoded in both places.
 class Loader {
  public:
   Loader(const Dataset& dataset, std::vector<ViewSpec> views, LoaderOptions options);
@@ -89,15 +94,18 @@ struct EvalBatch {
   double wait_seconds = 0;
 };
 
-/// Every image once, in order, un-augmented; indices are kept, unreadable images are marked. Uses of LoaderOptions:
-/// workers, batch_size, prefetch, max_bad_share, on_bad_image.
+/// Every image once, in order, un-augmented; indices are kept, unreadable images are marked. Of several processes each
+/// loads the images [rank * share(), (rank + 1) * share()). Uses of LoaderOptions: workers, batch_size, prefetch, rank,
+/// ranks, max_bad_share, on_bad_image.
 class EvalLoader {
  public:
   EvalLoader(const Dataset& dataset, EvalTransform transform, LoaderOptions options);
   ~EvalLoader();
 
-  /// Starts again at image `first` (a multiple of the batch size).
+  /// Starts again at image `first` (a multiple of the batch size) of this process's share.
   void start(int64_t first = 0);
+  /// Images per process: whole batches, so that the batches are the same for any number of processes.
+  int64_t share() const;
   bool next(EvalBatch& batch);
   int64_t bad_images() const;
 

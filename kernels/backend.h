@@ -49,6 +49,14 @@ class Backend {
   virtual void synchronize() = 0;
   /// Runs work once and returns a Replay that repeats its calls: same pointers, same values.
   virtual std::unique_ptr<Replay> record(const std::function<void()>& work) = 0;
+  /// Runs `call` on the host, in the order of the kernels around it, and again in every replay of a recording it stands
+  /// in: how communication over host memory joins a step. Not for devices that record their own instructions only.
+  virtual void host_call(const std::function<void()>& call) {
+    synchronize();
+    call();
+  }
+  /// The one stream, as the vendor's handle, for a communicator that works beside it; null where there is none.
+  virtual void* stream() const { return nullptr; }
 
   // ---- elementwise --------------------------------------------------------------------------------------------------
   /// y[i] = value

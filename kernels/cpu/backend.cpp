@@ -51,4 +51,9 @@ std::unique_ptr<Replay> CpuBackend::record(const std::function<void()>& work) {
   return std::make_unique<TapeReplay>(std::move(tape));
 }
 
+void CpuBackend::host_call(const std::function<void()>& call) {
+  call();
+  if (tape_) tape_->push_back(call);
+}
+
 }  // namespace csml

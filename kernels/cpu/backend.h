@@ -18,6 +18,7 @@ class CpuBackend final : public Backend {
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override {}
   std::unique_ptr<Replay> record(const std::function<void()>& work) override;
+  void host_call(const std::function<void()>& call) override;
 
   void fill(const Fill& a) override { run(cpu::fill, a); }
   void copy(const Copy& a) override { run(cpu::copy, a); }

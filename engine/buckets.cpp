@@ -1,0 +1,37 @@
+#include "engine/buckets.h"
+
+namespace csml {
+
+GradientBuckets::GradientBuckets(const Params& params, Comm& comm, int64_t bucket_bytes)
+    : params_(params), comm_(comm) {
+  CHECK(params.grad(), "gradient buckets of a network without gradients");
+  int64_t end = params.grad().size();
+  int leaves = 0;
+  for (size_t i = params.entries().size(); i-- > 0;) {
+    const int64_t begin = params.entries()[i].offset;
+    bucket_of_[params.parameter(static_cast<int>(i)).id()] = buckets_.size();
+    ++leaves;
+    if (i > 0 && (end - begin) * static_cast<int64_t>(sizeof(float)) < bucket_bytes) continue;
+    buckets_.push_back({params.grad().span(begin, {end - begin}), leaves, 0});
+    end = begin;
+    leaves = 0;
+  }
+}
+
+void GradientBuckets::backward(const Var& loss, const Tensor& seed) {
+  params_.begin_gradients();
+  for (Bucket& b : buckets_) b.missing = b.leaves;
+  comm_.fork();
+  loss.backward(seed, [this](const Var& leaf) {
+    const auto found = bucket_of_.find(leaf.id());
+    if (found == bucket_of_.end()) return;
+    Bucket& b = buckets_[found->second];
+    if (--b.missing == 0) comm_.all_reduce_mean(b.grad);
+  });
+  params_.finish_gradients();
+  for (const Bucket& b : buckets_)
+    if (b.missing > 0) comm_.all_reduce_mean(b.grad);  // a leaf that no gradient reached
+  comm_.join();
+}
+
+}  // namespace csml

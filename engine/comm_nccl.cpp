@@ -1,0 +1,233 @@
+// Comm over NCCL, for tensors on CUDA devices: a non-blocking communicator on a stream of its own. The only file that
+// sees NCCL. Not yet run on a GPU (docs/gpu.md).
+#include <nccl.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <thread>
+
+#include "engine/comm.h"
+#include "engine/file.h"
+#include "engine/watchdog.h"
+
+namespace csml {
+
+namespace {
+
+void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) throw Error(cat("{}: {}", what, cudaGetErrorString(status)));
+}
+#define CUDA_CHECK(call) check(call, #call)
+
+class NcclComm final : public Comm {
+ public:
+  NcclComm(Device& device, int rank, int size, const ncclUniqueId& id, double timeout_seconds,
+           std::unique_ptr<Device> host, std::unique_ptr<Comm> bootstrap)
+      : rank_(rank),
+        size_(size),
+        timeout_seconds_(timeout_seconds),
+        compute_(static_cast<cudaStream_t>(device.backend().stream())),
+        host_(std::move(host)),
+        bootstrap_(std::move(bootstrap)),
+        watchdog_(rank, size, timeout_seconds) {
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming));
+    CUDA_CHECK(cudaMalloc(&scratch_, sizeof(int32_t)));
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    settle("ncclCommInitRankConfig", ncclCommInitRankConfig(&comm_, size, id, rank, &config));
+  }
+  ~NcclComm() override {
+    // A communicator whose partners are gone is aborted: finalising would wait for them.
+    if (std::uncaught_exceptions() > 0) {
+      ncclCommAbort(comm_);
+    } else {
+      cudaStreamSynchronize(stream_);
+      ncclResult_t status = ncclCommFinalize(comm_);
+      while (status == ncclInProgress) ncclCommGetAsyncError(comm_, &status);
+      ncclCommDestroy(comm_);
+    }
+    cudaFree(scratch_);
+    cudaEventDestroy(done_);
+    cudaEventDestroy(ready_);
+    cudaStreamDestroy(stream_);
+  }
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  void all_reduce_mean(const Tensor& t) override {
+    CHECK(t.dtype() == DType::f32, "all_reduce_mean of {}", name_of(t.dtype()));
+    reduce(t, ncclAvg, "all_reduce_mean");
+  }
+  void all_reduce_sum(const Tensor& t) override { reduce(t, ncclSum, "all_reduce_sum"); }
+  void all_reduce_max(const Tensor& t) override { reduce(t, ncclMax, "all_reduce_max"); }
+  void all_reduce_min(const Tensor& t) override { reduce(t, ncclMin, "all_reduce_min"); }
+
+  void all_gather(const Tensor& mine, const Tensor& all) override {
+    CHECK(mine.dtype() == all.dtype() && all.shape() == mine.shape().with_rows(mine.shape()[0] * size_),
+          "all_gather of {} {} from {} processes into {} {}", name_of(mine.dtype()), mine.shape().text(), size_,
+          name_of(all.dtype()), all.shape().text());
+    const ConstView from = mine;
+    const View to = all;
+    run("all_gather", mine.bytes(),
+        [&] { return ncclAllGather(from.data, to.data, mine.bytes(), ncclInt8, comm_, stream_); });
+  }
+  void broadcast(const Tensor& t, int root) override {
+    CHECK(root >= 0 && root < size_, "broadcast from rank {} of {}", root, size_);
+    const View v = t;
+    run("broadcast", t.bytes(),
+        [&] { return ncclBroadcast(v.data, v.data, t.bytes(), ncclInt8, root, comm_, stream_); });
+  }
+  void barrier() override {
+    run("barrier", 0, [&] { return ncclAllReduce(scratch_, scratch_, 1, ncclInt32, ncclMax, comm_, stream_); });
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+  }
+
+  void fork() override { forked_ = true; }
+  void join() override {
+    forked_ = false;
+    CUDA_CHECK(cudaEventRecord(done_, stream_));
+    CUDA_CHECK(cudaStreamWaitEvent(compute_, done_, 0));
+  }
+  bool recordable() const override { return false; }  // until a graph with collectives has been seen to replay
+  void phase(const std::string& text) override { watchdog_.phase(text); }
+  void abort(const std::string& why, int exit_code) override {
+    if (bootstrap_) return bootstrap_->abort(why, exit_code);
+    fmt::print(stderr, "csml: [rank {}] {}\n", rank_, why);
+    std::fflush(stderr);
+    ::_exit(exit_code);  // the launcher ends the others
+  }
+
+ private:
+  struct Note {
+    Watchdog* watchdog;
+    const char* name;
+    size_t bytes;
+  };
+
+  /// A non-blocking communicator may answer "in progress": asks until it is done.
+  void settle(const char* what, ncclResult_t status) {
+    const auto start = std::chrono::steady_clock::now();
+    while (status == ncclInProgress) {
+      if (ncclCommGetAsyncError(comm_, &status) != ncclSuccess) break;
+      const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
+      if (timeout_seconds_ > 0 && waited.count() > timeout_seconds_)
+        watchdog_.fail(cat("{} has waited {:.0f} s", what, waited.count()));
+      std::this_thread::yield();
+    }
+    if (status != ncclSuccess)
+      watchdog_.fail(cat("{}: {} ({})", what, ncclGetErrorString(status), ncclGetLastError(comm_)));
+  }
+
+  /// After the kernels before it, on the own stream; the kernels after it wait, unless between fork() and join(). The
+  /// watchdog is told by the stream itself when it comes to the call and when it has passed it.
+  template <class F>
+  void run(const char* name, size_t bytes, const F& collective) {
+    CUDA_CHECK(cudaEventRecord(ready_, compute_));
+    CUDA_CHECK(cudaStreamWaitEvent(stream_, ready_, 0));
+    auto* note = new Note{&watchdog_, name, bytes};
+    CUDA_CHECK(cudaLaunchHostFunc(
+        stream_,
+        [](void* data) {
+          const auto* n = static_cast<Note*>(data);
+          n->watchdog->enter(n->name, n->bytes);
+        },
+        note));
+    settle(name, collective());
+    CUDA_CHECK(cudaLaunchHostFunc(
+        stream_,
+        [](void* data) {
+          const std::unique_ptr<Note> n(static_cast<Note*>(data));
+          n->watchdog->leave();
+        },
+        note));
+    if (forked_) return;
+    CUDA_CHECK(cudaEventRecord(done_, stream_));
+    CUDA_CHECK(cudaStreamWaitEvent(compute_, done_, 0));
+  }
+
+  void reduce(const Tensor& t, ncclRedOp_t op, const char* name) {
+    CHECK(t.dtype() == DType::f32 || t.dtype() == DType::i32, "{} of {}", name, name_of(t.dtype()));
+    const View v = t;
+    const ncclDataType_t type = t.dtype() == DType::f32 ? ncclFloat32 : ncclInt32;
+    run(name, t.bytes(),
+        [&] { return ncclAllReduce(v.data, v.data, static_cast<size_t>(t.size()), type, op, comm_, stream_); });
+  }
+
+  int rank_, size_;
+  double timeout_seconds_;
+  cudaStream_t compute_, stream_ = nullptr;
+  cudaEvent_t ready_ = nullptr, done_ = nullptr;
+  void* scratch_ = nullptr;
+  ncclComm_t comm_ = nullptr;
+  bool forked_ = false;
+  std::unique_ptr<Device> host_;
+  std::unique_ptr<Comm> bootstrap_;
+  Watchdog watchdog_;
+};
+
+std::string rendezvous_path(const CommOptions& options) {
+  const char* variable = std::getenv("CSML_RENDEZVOUS");
+  return !options.rendezvous.empty() ? options.rendezvous : variable ? variable : "";
+}
+
+/// Rank 0's id through a file that all processes see.
+ncclUniqueId id_through_file(const Launch& launch, const CommOptions& options) {
+  const std::string path = rendezvous_path(options);
+  if (path.empty())
+    throw UsageError(
+        cat("{} processes without MPI meet through a file: set CSML_RENDEZVOUS to a new file's name on a "
+            "file system that all of them see",
+            launch.size));
+  ncclUniqueId id;
+  if (launch.rank == 0) {
+    if (std::filesystem::exists(path)) throw Error(cat("{} exists: give every job a rendezvous file of its own", path));
+    if (ncclGetUniqueId(&id) != ncclSuccess) throw Error("ncclGetUniqueId failed: is there a GPU and its driver?");
+    write_text_file(path, std::string(id.internal, sizeof id.internal));  // whole or absent
+    return id;
+  }
+  const auto start = std::chrono::steady_clock::now();
+  while (!std::filesystem::exists(path)) {
+    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
+    if (options.timeout_seconds > 0 && waited.count() > options.timeout_seconds)
+      throw Error(cat("rank 0 has not written {} in {:.0f} s", path, waited.count()));
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  const std::string bytes = read_text_file(path, sizeof id.internal);
+  CHECK(bytes.size() == sizeof id.internal, "{} is no rendezvous file: {} bytes", path, bytes.size());
+  std::memcpy(id.internal, bytes.data(), bytes.size());
+  return id;
+}
+
+}  // namespace
+
+std::unique_ptr<Comm> open_nccl(Device& device, const Launch& launch, const CommOptions& options,
+                                std::unique_ptr<Device> host, std::unique_ptr<Comm> bootstrap) {
+  ncclUniqueId id;
+  if (bootstrap) {
+    std::vector<uint8_t> bytes(sizeof id.internal, 0);
+    if (launch.rank == 0) {
+      if (ncclGetUniqueId(&id) != ncclSuccess) throw Error("ncclGetUniqueId failed: is there a GPU and its driver?");
+      std::memcpy(bytes.data(), id.internal, bytes.size());
+    }
+    const Tensor carried = Tensor::from(*host, {static_cast<int64_t>(bytes.size())}, bytes);
+    bootstrap->broadcast(carried, 0);
+    bytes = carried.host<uint8_t>();
+    std::memcpy(id.internal, bytes.data(), bytes.size());
+  } else {
+    id = id_through_file(launch, options);
+  }
+  auto comm = std::make_unique<NcclComm>(device, launch.rank, launch.size, id, options.timeout_seconds, std::move(host),
+                                         std::move(bootstrap));
+  comm->barrier();
+  std::error_code ignored;
+  if (launch.by == Launch::By::variables && launch.rank == 0)
+    std::filesystem::remove(rendezvous_path(options), ignored);
+  return comm;
+}
+
+}  // namespace csml
