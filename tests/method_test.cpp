@@ -4,8 +4,7 @@
 #include <cstring>
 #include <numeric>
 
-#include "csml/csml.h"
-#include "csml/moco.h"
+#include "csml/siamese.h"
 #include "data/dataset.h"
 #include "engine/step.h"
 #include "models/weights.h"
@@ -36,9 +35,8 @@ Config golden_config(const std::string& method) {
   return c;
 }
 
-std::unique_ptr<MomentumContrast> make(Device& device, const Config& config) {
-  if (config.method.name == "moco") return std::make_unique<MoCo>(device, config, 3);
-  return std::make_unique<CsMl>(device, config, 3);
+std::unique_ptr<Siamese> make(Device& device, const Config& config) {
+  return std::make_unique<Siamese>(device, config, 3, plan_of(config));
 }
 
 Tensor state_of(const Method& method, const std::string& name) {
@@ -88,8 +86,8 @@ std::vector<std::string> view_names(const std::string& method) {
 }
 
 /// What a golden step is given, but for its images.
-MomentumContrast::Given constants(const Golden& golden, const std::string& p, bool csml) {
-  MomentumContrast::Given given;
+Siamese::Given constants(const Golden& golden, const std::string& p, bool csml) {
+  Siamese::Given given;
   given.permutations.push_back(golden.values<int32_t>(p + "perm_k"));
   if (!csml) return given;
   given.permutations.push_back(golden.values<int32_t>(p + "perm_kp"));
@@ -109,7 +107,7 @@ void compare_steps(const std::string& name) {
   const Params& k = method->key_encoder().params();
   for (int i = 0; i < 3; ++i) {
     const std::string step = cat("step{}/", i), before = cat("state{}/", i), after = cat("state{}/", i + 1);
-    MomentumContrast::Given given = constants(golden, step, csml);
+    Siamese::Given given = constants(golden, step, csml);
     given.learning_rate = 0.06f;
     for (const std::string& v : view_names(name)) given.images.push_back(golden.tensor(*device, step + "view_" + v));
     auto run = [&] {
@@ -171,7 +169,7 @@ void compare_ten(const std::string& name) {
   set_state(*method, start, "state0/");
   std::vector<float> losses;
   for (int i = 0; i < 10; ++i) {
-    MomentumContrast::Given given = constants(golden, cat("{}/", i), name == "csml");
+    Siamese::Given given = constants(golden, cat("{}/", i), name == "csml");
     given.learning_rate = 0.001f;
     for (const std::string& v : view_names(name))
       given.images.push_back(hashed_view(*device, cat("{}/ten/{}/view_{}", name, i, v)));
@@ -193,8 +191,8 @@ std::vector<int32_t> identity(int64_t n = kBatch) {
   return p;
 }
 
-MomentumContrast::Given simple(Device& device, const std::vector<std::string>& views, int step = 0) {
-  MomentumContrast::Given given;
+Siamese::Given simple(Device& device, const std::vector<std::string>& views, int step = 0) {
+  Siamese::Given given;
   for (const std::string& v : views) given.images.push_back(hashed_view(device, cat("method test/{}/{}", step, v)));
   given.permutations = {{6, 1, 4, 3, 0, 7, 2, 5}, {3, 4, 5, 6, 7, 0, 1, 2}};
   given.box = {2, 3, 9, 12};
@@ -260,7 +258,7 @@ TEST_CASE("ten CsMl steps in a row equal PyTorch") { compare_ten("csml"); }
 TEST_CASE("CsMl with weights (1, 0), no box, p = q and kp = k is MoCo's loss and gradient") {
   const auto device = Device::open("cpu");
   const auto moco = make(*device, golden_config("moco")), csml = make(*device, golden_config("csml"));
-  MomentumContrast::Given given = simple(*device, {"q", "k"});
+  Siamese::Given given = simple(*device, {"q", "k"});
   given.permutations = {given.permutations[0], given.permutations[0]};
   given.box = {5, 5, 5, 5};
   given.lambda = 1;
@@ -278,9 +276,9 @@ TEST_CASE("CsMl with weights (1, 0), no box, p = q and kp = k is MoCo's loss and
 
 TEST_CASE("each of CsMl's inputs matters") {
   const auto device = Device::open("cpu");
-  auto gradient = [&](const std::function<void(MomentumContrast::Given&)>& change) {
+  auto gradient = [&](const std::function<void(Siamese::Given&)>& change) {
     const auto method = make(*device, golden_config("csml"));
-    MomentumContrast::Given given = simple(*device, {"q", "k", "p", "kp"});
+    Siamese::Given given = simple(*device, {"q", "k", "p", "kp"});
     change(given);
     method->load_given(given);
     method->step();
@@ -326,7 +324,7 @@ TEST_CASE("queues that the batch does not divide, and smaller than the batch") {
     c.method.queue = rows;
     return make(*device, c);
   };
-  auto run = [&](MomentumContrast& m, int step) {
+  auto run = [&](Siamese& m, int step) {
     m.load_given(simple(*device, {"q", "k"}, step));
     m.step();
     CHECK(std::isfinite(m.measure(1)["loss"].get<double>()));
@@ -375,7 +373,7 @@ TEST_CASE("a step with a NaN or an infinity anywhere in its images changes nothi
     for (size_t v = 0; v < views.size(); ++v)
       for (const float bad : {NAN, INFINITY}) {
         CAPTURE(views[v]);
-        MomentumContrast::Given given = simple(*device, views, 1);
+        Siamese::Given given = simple(*device, views, 1);
         std::vector<float> values = given.images[v].host<float>();
         values[5 * kSize * kSize * 3 + 77] = bad;  // one channel of one pixel of image 5
         given.images[v].upload(values);
@@ -405,7 +403,7 @@ TEST_CASE("shuffling changes the company a key is normalised in, and nothing els
     Config c = golden_config("moco");
     c.method.bn_group_size = group_size;
     const auto method = make(*device, c);
-    MomentumContrast::Given given = simple(*device, {"q", "k"});
+    Siamese::Given given = simple(*device, {"q", "k"});
     given.permutations = {permutation};
     method->load_given(given);
     method->step();
@@ -505,8 +503,9 @@ TEST_CASE("the first step's weights follow the warm-up and then the configuratio
 TEST_CASE("an unknown method is refused") {
   const auto device = Device::open("cpu");
   Config config = golden_config("moco");
-  config.method.name = "byol";
-  CHECK_THROWS_WITH_AS(make_method(*device, config, 3), "method 'byol' is unknown; use csml or moco", UsageError);
+  config.method.name = "swav";
+  CHECK_THROWS_WITH_AS(make_method(*device, config, 3),
+                       "method 'swav' is unknown; use csml, moco, simclr, byol or mocov3", UsageError);
   config.method.name = "csml";
   CHECK(make_method(*device, config, 3)->needs_neighbors());
   config.method.name = "moco";
