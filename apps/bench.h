@@ -10,7 +10,7 @@
 
 namespace csml {
 
-/// How long something is timed: `windows` windows of at least `seconds` each, after `warmup` calls.
+/// How long something is timed: `windows` windows of about `seconds` or more each, after `warmup` calls.
 struct BenchOptions {
   int windows = 5, warmup = 2;
   double seconds = 1;
@@ -22,7 +22,8 @@ struct Timing {
   int windows = 0;
   nlohmann::json json() const { return {{"ms", ms}, {"ms_min", ms_min}, {"ms_max", ms_max}, {"windows", windows}}; }
 };
-Timing measure(const BenchOptions& options, const std::function<void()>& work);
+/// work: calls on `device`, which every window waits for.
+Timing measure(const BenchOptions& options, Device& device, const std::function<void()>& work);
 
 /// Every timing case of the kernel table whose op is `op` ("all": every one), against the machine's measured copy
 /// bandwidth and matrix-product rate: {"case": "kernels", "bandwidth_gb_s", "peak_gflop_s", "ops": [{…}]}.

@@ -26,11 +26,11 @@ Roofline measure_roofline(Device& device, const BenchOptions& options) {
   Roofline roofline;
   {
     const Tensor from = Tensor::full(device, {kElements}, 1.f), to = like(from);
-    const Timing timing = measure(options, [&] { copy(from, to); });
+    const Timing timing = measure(options, device, [&] { copy(from, to); });
     roofline.bytes_per_second = 2.0 * static_cast<double>(from.bytes()) / (timing.ms_min * 1e-3);
   }
   const Var a(Tensor::full(device, {kSide, kSide}, 0.5f)), b(Tensor::full(device, {kSide, kSide}, 0.25f));
-  const Timing timing = measure(options, [&] { linear(a, b, {}); });
+  const Timing timing = measure(options, device, [&] { linear(a, b, {}); });
   roofline.flops_per_second = 2.0 * kSide * kSide * kSide / (timing.ms_min * 1e-3);
   return roofline;
 }
@@ -46,7 +46,7 @@ nlohmann::json time_case(Device& device, const test::OpCase& op_case, const Roof
       memory.back().upload_bytes(test::to_bytes(found->second).data());
     bound.add(arg.name, memory.back());
   }
-  const Timing timing = measure(options, [&] { op_case.call(device.backend(), bound); });
+  const Timing timing = measure(options, device, [&] { op_case.call(device.backend(), bound); });
   const double seconds = timing.ms * 1e-3, bytes = op_case.bytes();
   nlohmann::json json = timing.json();
   json.update({{"op", op_case.op},

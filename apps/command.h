@@ -19,6 +19,8 @@ using Command = std::function<int()>;
 Command pretrain_command(CLI::App& app, const std::vector<std::string>& arguments);
 Command knn_command(CLI::App& app);
 Command linear_command(CLI::App& app);
+Command finetune_command(CLI::App& app, const std::vector<std::string>& arguments);
+Command svm_command(CLI::App& app);
 Command embed_command(CLI::App& app);
 Command neighbors_command(CLI::App& app);
 Command import_command(CLI::App& app);

@@ -1,8 +1,11 @@
-// csml export: an encoder into a safetensors file under torchvision's names.
+// csml export: an encoder, or a whole checkpoint, into one file for other programs.
 #include <cstring>
+#include <limits>
 
 #include "apps/command.h"
 #include "csml/saved_model.h"
+#include "models/onnx.h"
+#include "models/pickle.h"
 #include "models/weights.h"
 
 namespace csml {
@@ -13,7 +16,13 @@ struct Options {
   std::string checkpoint, out, format = "torchvision", what = "backbone", encoder = "q";
 };
 
-/// Reads the file back and compares every array.
+std::vector<HostArray> views_of(const std::vector<NamedArray>& arrays) {
+  std::vector<HostArray> views;
+  for (const NamedArray& a : arrays) views.push_back({a.name, a.dtype, a.shape, a.data.data()});
+  return views;
+}
+
+/// Reads a safetensors file back and compares every array.
 void verify(const std::string& path, const std::vector<HostArray>& arrays) {
   const SafetensorsFile file = SafetensorsFile::open(path);
   if (file.arrays().size() != arrays.size())
@@ -27,51 +36,130 @@ void verify(const std::string& path, const std::vector<HostArray>& arrays) {
   }
 }
 
-int run(const Options& o) {
-  start(o.common);
-  const auto device = Device::open("cpu");
-  const SavedModel model = load_model(*device, o.checkpoint, o.encoder);
-  std::vector<NamedArray> weights = to_host(model.encoder->params(), "");
-  if (o.what == "backbone") std::erase_if(weights, [](const NamedArray& a) { return a.name.starts_with("fc."); });
-  std::vector<HostArray> arrays;
-  const int64_t batches = 0;
+/// Writes bytes made in memory and reads them back.
+FileDigest write_bytes(const std::string& path, const std::string& bytes) {
+  AtomicFile file(path);
+  file.write(bytes.data(), bytes.size());
+  const FileDigest digest = file.commit();
+  if (!(digest_of(path) == digest)) throw Error(cat("{} reads back differently from what was written", path));
+  return digest;
+}
+
+FileDigest write_onnx(const std::string& path, const std::vector<NamedArray>& weights, const Metadata& metadata,
+                      size_t* count) {
+  write_bytes(path, onnx_resnet(weights, metadata));
+  const std::map<std::string, NamedArray> read =
+      onnx_initializers(read_text_file(path, std::numeric_limits<int32_t>::max()));
   for (const NamedArray& a : weights) {
-    arrays.push_back({a.name, a.dtype, a.shape, a.data.data()});
-    // PyTorch's strict loading wants this counter beside every running mean.
-    const std::string mean = "running_mean";
-    if (o.format == "torchvision" && a.name.ends_with(mean))
-      arrays.push_back(
-          {a.name.substr(0, a.name.size() - mean.size()) + "num_batches_tracked", DType::i64, Shape{}, &batches});
+    const auto found = read.find(a.name);
+    if (found == read.end() || !(found->second.shape == a.shape) || found->second.data != a.data)
+      throw Error(cat("{}: '{}' reads back differently from what was written", path, a.name));
   }
-  const ModelConfig& m = model.config.model;
-  const std::string network = cat("ResNet-{}, {} stem, width {}", m.depth, m.stem, m.width);
-  const auto list = [&](const std::array<float, 4>& v) {
-    return cat("{}", fmt::join(v.begin(), v.begin() + model.in_channels, ","));
-  };
-  const FileDigest digest = write_safetensors(o.out, arrays,
+  *count = read.size();
+  return digest_of(path);
+}
+
+/// PyTorch's strict loading wants the counter num_batches_tracked beside every running mean.
+void add_counters(std::vector<HostArray>* arrays) {
+  static const int64_t batches = 0;
+  const std::string mean = "running_mean";
+  for (size_t i = 0, n = arrays->size(); i < n; ++i) {
+    const std::string& name = (*arrays)[i].name;
+    if (!name.ends_with(mean)) continue;
+    arrays->push_back(
+        {name.substr(0, name.size() - mean.size()) + "num_batches_tracked", DType::i64, Shape{}, &batches});
+  }
+}
+
+/// A checkpoint as one file: the encoders' arrays, the rest under "state.", its manifest in the metadata.
+int export_state(const Options& o) {
+  if (o.format != "safetensors") throw UsageError("--what state takes --format safetensors");
+  const Checkpoint checkpoint = find_checkpoint(o.checkpoint);
+  std::vector<NamedArray> arrays;
+  for (const SafetensorsFile& file : {checkpoint.model(), checkpoint.state()})
+    for (const std::string& name : file.names()) {
+      arrays.push_back(file.read(name));
+      if (file.path().filename() == "state.safetensors") arrays.back().name = kStatePrefix + name;
+    }
+  const std::vector<HostArray> views = views_of(arrays);
+  const FileDigest digest = write_safetensors(o.out, views,
                                               {{"format", "pt"},
-                                               {"network", network},
-                                               {"source", model.source},
-                                               {"encoder", model.which},
-                                               {"epoch", std::to_string(model.epoch)},
-                                               {"mean", list(model.config.augment.mean)},
-                                               {"std", list(model.config.augment.std)},
-                                               {"channel_order", model.in_channels == 3 ? "RGB" : "gray"}});
-  verify(o.out, arrays);
+                                               {kStateStep, std::to_string(checkpoint.step)},
+                                               {kStateEpoch, std::to_string(checkpoint.epoch)},
+                                               {kStateUser, json_line(checkpoint.user)}});
+  verify(o.out, views);
   answer(o.common,
          {{"task", "export"},
           {"out", o.out},
           {"format", o.format},
           {"what", o.what},
-          {"encoder", model.which},
-          {"checkpoint", model.source},
-          {"network", network},
-          {"arrays", arrays.size()},
+          {"checkpoint", checkpoint.folder.string()},
+          {"step", checkpoint.step},
+          {"arrays", views.size()},
           {"bytes", digest.bytes},
           {"xxh3_128", digest.hex},
           {"verified", true}},
-         cat("{}: {} arrays, {} bytes, {} ({}), read back and compared\n", o.out, arrays.size(), digest.bytes, network,
-             o.what));
+         cat("{}: {} arrays, {} bytes, {} (whole checkpoint, step {}), read back and compared\n", o.out, views.size(),
+             digest.bytes, digest.hex, checkpoint.step));
+  return 0;
+}
+
+int run(const Options& o) {
+  start(o.common);
+  if (o.what == "state") return export_state(o);
+  const auto device = Device::open("cpu");
+  const SavedModel model = load_model(*device, o.checkpoint, o.encoder);
+  std::vector<NamedArray> weights = to_host(model.encoder->params(), "");
+  if (o.what == "backbone") std::erase_if(weights, [](const NamedArray& a) { return a.name.starts_with("fc."); });
+
+  const ModelConfig& m = model.config.model;
+  const std::string network = cat("ResNet-{}, {} stem, width {}", m.depth, m.stem, m.width);
+  const AugmentConfig& normalise = model.config.augment;
+  const auto list = [&](const std::array<float, 4>& v) {
+    return cat("{}", fmt::join(v.begin(), v.begin() + model.in_channels, ","));
+  };
+  const Metadata metadata{{"format", "pt"},
+                          {"network", network},
+                          {"source", model.source},
+                          {"encoder", model.which},
+                          {"epoch", std::to_string(model.epoch)},
+                          {"mean", list(normalise.mean)},
+                          {"std", list(normalise.std)},
+                          {"channel_order", model.in_channels == 3 ? "RGB" : "gray"}};
+  FileDigest digest;
+  size_t count = 0;
+  if (o.format == "onnx") {
+    digest = write_onnx(o.out, weights, metadata, &count);
+  } else {
+    if (o.format == "detectron2") {
+      if (m.stem == "cifar") throw UsageError("detectron2's ResNet has a 7x7 stem; this encoder's is 3x3");
+      if (o.what != "backbone") throw UsageError("--format detectron2 takes --what backbone");
+      for (NamedArray& a : weights) a.name = detectron2_name(a.name);
+    }
+    std::vector<HostArray> arrays = views_of(weights);
+    if (o.format == "torchvision" || o.format == "timm") add_counters(&arrays);
+    count = arrays.size();
+    if (o.format == "detectron2" && o.out.ends_with(".pkl")) {
+      digest = write_bytes(o.out, detectron2_pickle(arrays, "csml"));
+    } else {
+      digest = write_safetensors(o.out, arrays, metadata);
+      verify(o.out, arrays);
+    }
+  }
+  answer(
+      o.common,
+      {{"task", "export"},
+       {"out", o.out},
+       {"format", o.format},
+       {"what", o.what},
+       {"encoder", model.which},
+       {"checkpoint", model.source},
+       {"network", network},
+       {"arrays", count},
+       {"bytes", digest.bytes},
+       {"xxh3_128", digest.hex},
+       {"verified", true}},
+      cat("{}: {} arrays, {} bytes, {} ({}), read back and compared\n", o.out, count, digest.bytes, network, o.what));
   return 0;
 }
 
@@ -82,15 +170,19 @@ Command export_command(CLI::App& app) {
   app.add_option("--checkpoint", o->checkpoint, "Run folder, checkpoint folder or torchvision-named file")
       ->type_name("PATH")
       ->required();
-  app.add_option("--out", o->out, "File to write")->type_name("FILE.safetensors")->required();
-  app.add_option(
-         "--format", o->format,
-         "torchvision (with num_batches_tracked, for strict loading) | safetensors (weights and statistics only)")
-      ->check(CLI::IsMember({"torchvision", "safetensors"}))
+  app.add_option("--out", o->out, "File to write: .safetensors, .onnx, or .pkl with --format detectron2")
+      ->type_name("FILE")
+      ->required();
+  app.add_option("--format", o->format,
+                 "torchvision, timm (the same names, with num_batches_tracked for strict loading) | detectron2 (.pkl "
+                 "or .safetensors, by --out) | onnx (opset 17) | safetensors (weights and statistics only)")
+      ->check(CLI::IsMember({"torchvision", "timm", "detectron2", "onnx", "safetensors"}))
       ->type_name("NAME")
       ->capture_default_str();
-  app.add_option("--what", o->what, "backbone | full (with the projection head fc.0, fc.2)")
-      ->check(CLI::IsMember({"backbone", "full"}))
+  app.add_option("--what", o->what,
+                 "backbone | full (with the projection head fc.0, fc.2) | state (the whole checkpoint in one file, "
+                 "from which csml import makes a run that goes on; with --format safetensors)")
+      ->check(CLI::IsMember({"backbone", "full", "state"}))
       ->type_name("WHAT")
       ->capture_default_str();
   app.add_option("--encoder", o->encoder, "q (trained) | k (its moving average) | init (untrained)")
@@ -102,7 +194,10 @@ Command export_command(CLI::App& app) {
       "Example: csml export --checkpoint runs/demo --out backbone.safetensors\n"
       "In PyTorch: m = torchvision.models.resnet50(); m.fc = torch.nn.Identity(); "
       "m.load_state_dict(safetensors.torch.load_file(FILE))\n"
-      "timm's ResNets take the same names. Images are RGB, normalised by the mean and std in the file's metadata.");
+      "In timm: timm.create_model('resnet50', num_classes=0).load_state_dict(…) likewise.\n"
+      "In detectron2: MODEL.WEIGHTS: FILE.pkl, MODEL.RESNETS.STRIDE_IN_1X1: False, INPUT.FORMAT: RGB, and the mean and "
+      "std times 255 as MODEL.PIXEL_MEAN and PIXEL_STD.\n"
+      "Images are RGB, normalised by the mean and std in the file's metadata.");
   return [o] { return run(*o); };
 }
 

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <optional>
 
-#include "apps/config.h"
 #include "engine/log.h"
 
 namespace csml {
@@ -80,8 +79,6 @@ FeatureSource::FeatureSource(Device& device, const FeatureSourceOptions& options
       transform.size = options.size;
     }
     features_.normalise = model_.config.augment;
-    if (model_.source.ends_with(".safetensors"))
-      features_.normalise = file_normalisation(SafetensorsFile::open(model_.source), features_.normalise);
     features_.batch_size = eval.batch_size;
     features_.projection = options.features == "projection";
   }
@@ -132,14 +129,17 @@ Features FeatureSource::extract(const Dataset& dataset, const std::string& label
     progress.finish();
     return features;
   }
-  if (dataset.channels() != model_.in_channels) {
-    throw UsageError(cat("{} takes images of {} channel{}, {} has {}; add ?channels={} to its SPEC", model_.source,
-                         model_.in_channels, model_.in_channels == 1 ? "" : "s", dataset.describe(), dataset.channels(),
-                         model_.in_channels));
-  }
+  check_channels(dataset);
   Features features = extract_features(device_, *model_.encoder, dataset, options);
   progress.finish();
   return features;
+}
+
+void FeatureSource::check_channels(const Dataset& dataset) const {
+  if (dataset.channels() == model_.in_channels) return;
+  throw UsageError(cat("{} takes images of {} channel{}, {} has {}; add ?channels={} to its SPEC", model_.source,
+                       model_.in_channels, model_.in_channels == 1 ? "" : "s", dataset.describe(), dataset.channels(),
+                       model_.in_channels));
 }
 
 nlohmann::json FeatureSource::describe() const {
@@ -160,19 +160,6 @@ std::string FeatureSource::protocol() const {
   if (!model_.encoder) return cat("pixels standardised per channel, {}", images);
   return cat("frozen {} features of encoder {}, running statistics, {}",
              asked_.features == "backbone" ? "pooled backbone" : "projection", model_.which, images);
-}
-
-AugmentConfig file_normalisation(const SafetensorsFile& file, AugmentConfig otherwise) {
-  ConfigBuilder builder;
-  for (const char* name : {"mean", "std"}) {
-    const auto found = file.metadata().find(name);
-    if (found == file.metadata().end()) return otherwise;
-    builder.set(cat("augment.{}", name), found->second, cat("{}: metadata", file.path().string()));
-  }
-  const AugmentConfig stated = builder.build().config.augment;
-  otherwise.mean = stated.mean;
-  otherwise.std = stated.std;
-  return otherwise;
 }
 
 std::unique_ptr<Dataset> open_labelled(const std::string& spec, const std::string& why) {

@@ -30,6 +30,9 @@ class FeatureSource {
   /// on standard error.
   Features extract(const Dataset& dataset, const std::string& label, bool l2_normalise = true) const;
 
+  /// Throws UsageError, with advice, for images of another number of channels than the encoder takes.
+  void check_channels(const Dataset& dataset) const;
+
   /// features, encoder, checkpoint, resize, size: for a result's JSON.
   nlohmann::json describe() const;
   /// "backbone features of encoder q, 28 px as they are, running statistics": for its protocol.
@@ -45,9 +48,6 @@ class FeatureSource {
   SavedModel model_;  // empty with pixels
   FeatureOptions features_;
 };
-
-/// Normalisation as a file of `csml export` states it in its metadata; `otherwise` where it says nothing.
-AugmentConfig file_normalisation(const SafetensorsFile& file, AugmentConfig otherwise);
 
 /// Opens a SPEC that must have labels (`why` needs them).
 std::unique_ptr<Dataset> open_labelled(const std::string& spec, const std::string& why);

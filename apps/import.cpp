@@ -1,5 +1,7 @@
-// csml import: torchvision-named weights into a checkpoint that every other command reads.
+// csml import: weights named as torchvision, timm or detectron2 do, or a whole exported checkpoint, into a checkpoint
+// that every other command reads.
 #include <filesystem>
+#include <map>
 
 #include "apps/command.h"
 #include "apps/config.h"
@@ -20,14 +22,22 @@ struct Options {
   bool prefix_given = false;
 };
 
-/// What stands before "layer1.0.conv1.weight": the one choice, or that of a query encoder among several.
-std::string find_prefix(const SafetensorsFile& file) {
-  const std::string tail = "layer1.0.conv1.weight";
+constexpr const char* kTorchvision = "layer1.0.conv1.weight";
+constexpr const char* kDetectron2 = "res2.0.conv1.weight";
+
+/// What stands before `tail` in names: the one choice, or that of a query encoder among several. Empty list: none.
+std::vector<std::string> prefixes(const SafetensorsFile& file, const std::string& tail) {
   std::vector<std::string> found;
   for (const std::string& name : file.names())
     if (name.ends_with(tail)) found.push_back(name.substr(0, name.size() - tail.size()));
+  return found;
+}
+
+std::string find_prefix(const SafetensorsFile& file, bool detectron2) {
+  const std::vector<std::string> found = prefixes(file, detectron2 ? kDetectron2 : kTorchvision);
   if (found.empty())
-    throw Error(cat("{}: no array named …layer1.0.conv1.weight: this is no torchvision ResNet", file.path().string()));
+    throw Error(cat("{}: no array named …{} (torchvision, timm) or …{} (detectron2): this is no ResNet of ours",
+                    file.path().string(), kTorchvision, kDetectron2));
   for (const std::string& prefix : found)
     if (found.size() > 1 && prefix.find("encoder_q") != std::string::npos) return prefix;
   if (found.size() > 1)
@@ -36,16 +46,27 @@ std::string find_prefix(const SafetensorsFile& file) {
   return found.front();
 }
 
-/// The arrays under a prefix, without it. The head's come along only where it is a projection head of ours.
-std::vector<NamedArray> read_network(const SafetensorsFile& file, const std::string& prefix, const Encoder& encoder,
-                                     bool has_head) {
-  std::vector<NamedArray> arrays;
+/// Names in the file by torchvision's name, for what stands under a prefix.
+std::map<std::string, std::string> torchvision_names(const SafetensorsFile& file, const std::string& prefix,
+                                                     bool detectron2) {
+  std::map<std::string, std::string> names;
   for (const std::string& name : file.names()) {
     if (!name.starts_with(prefix)) continue;
     const std::string plain = name.substr(prefix.size());
-    if (plain.starts_with("fc.") && !has_head) continue;
+    const std::string ours = detectron2 ? torchvision_name(plain) : plain;
+    if (!ours.empty()) names[ours] = name;
+  }
+  return names;
+}
+
+/// The arrays under torchvision's names. The head's come along only where it is a projection head of ours.
+std::vector<NamedArray> read_network(const SafetensorsFile& file, const std::map<std::string, std::string>& names,
+                                     const Encoder& encoder, bool has_head) {
+  std::vector<NamedArray> arrays;
+  for (const auto& [ours, name] : names) {
+    if (ours.starts_with("fc.") && !has_head) continue;
     arrays.push_back(file.read(name));
-    arrays.back().name = plain;
+    arrays.back().name = ours;
   }
   if (!has_head) {
     for (NamedArray& array : to_host(encoder.params(), ""))
@@ -54,14 +75,61 @@ std::vector<NamedArray> read_network(const SafetensorsFile& file, const std::str
   return arrays;
 }
 
+void create_folder(const std::string& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) throw Error(cat("cannot create the folder {}: {}", folder, error.message()));
+}
+
+/// A whole checkpoint from one file (csml export --what state): csml pretrain --resume goes on from it.
+int import_state(const Options& o, const SafetensorsFile& file) {
+  if (!o.set.empty() || o.prefix_given)
+    throw UsageError(cat("{} is a whole checkpoint: it takes neither --set nor --prefix", o.file));
+  CheckpointContent content;
+  try {
+    content.step = std::stoll(file.metadata().at(kStateStep));
+    content.epoch = std::stoll(file.metadata().at(kStateEpoch));
+    content.user = nlohmann::json::parse(file.metadata().at(kStateUser));
+  } catch (const std::exception&) { throw Error(cat("{}: its metadata name no step, epoch and manifest", o.file)); }
+  std::vector<NamedArray> arrays;
+  for (const std::string& name : file.names()) arrays.push_back(file.read(name));
+  const std::string prefix = kStatePrefix;
+  for (const NamedArray& a : arrays) {
+    const bool state = a.name.starts_with(prefix);
+    (state ? content.state : content.model)
+        .push_back({state ? a.name.substr(prefix.size()) : a.name, a.dtype, a.shape, a.data.data()});
+  }
+  content.model_metadata = {{"format", "pt"}};
+  create_folder(o.out);
+  const std::filesystem::path folder = CheckpointStore(o.out, {.keep_last = 1, .warn = log_warn}).save(content);
+  const auto device = Device::open("cpu");
+  load_model(*device, folder, "q");
+  answer(o.common,
+         {{"task", "import"},
+          {"from", o.file},
+          {"what", "state"},
+          {"out", o.out},
+          {"checkpoint", folder.string()},
+          {"step", content.step},
+          {"epoch", content.epoch}},
+         cat("{}: a whole checkpoint, step {}; csml pretrain --resume {} goes on from it\n", folder.string(),
+             content.step, o.out));
+  return 0;
+}
+
 int run(const Options& o) {
   start(o.common);
   const SafetensorsFile file = SafetensorsFile::open(o.file);
   if (holds_run(o.out)) throw Error(cat("{} holds a run already; give another --out", o.out));
-  const std::string prefix = o.prefix_given ? o.prefix : find_prefix(file);
+  if (file.metadata().contains(kStateUser)) return import_state(o, file);
+  const bool detectron2 = prefixes(file, kTorchvision).empty() && !prefixes(file, kDetectron2).empty();
+  const std::string prefix = o.prefix_given ? o.prefix : find_prefix(file, detectron2);
+  const std::map<std::string, std::string> names = torchvision_names(file, prefix, detectron2);
+  ArrayShapes shapes;
+  for (const auto& [ours, name] : names) shapes[ours] = file.info(name).shape;
   int channels = 3;
   bool has_head = false;
-  const ModelConfig model = recognise_model(file, prefix, &channels, &has_head);
+  const ModelConfig model = recognise_model(shapes, o.file, &channels, &has_head);
 
   ConfigBuilder builder;
   Config stated_config;
@@ -78,7 +146,7 @@ int run(const Options& o) {
 
   const auto device = Device::open("cpu");
   const Encoder encoder(*device, model, channels, resolved.config.train.seed, false);
-  const std::vector<NamedArray> arrays = read_network(file, prefix, encoder, has_head);
+  const std::vector<NamedArray> arrays = read_network(file, names, encoder, has_head);
   std::vector<std::string> unused;
   try {
     unused = from_host(encoder.params(), arrays, "");
@@ -92,9 +160,7 @@ int run(const Options& o) {
   for (const NamedArray& a : both) content.model.push_back({a.name, a.dtype, a.shape, a.data.data()});
   content.model_metadata = {{"format", "pt"}};
   content.user = {{"config", to_json(resolved.config)}, {"in_channels", channels}, {"imported_from", o.file}};
-  std::error_code error;
-  std::filesystem::create_directories(o.out, error);
-  if (error) throw Error(cat("cannot create the folder {}: {}", o.out, error.message()));
+  create_folder(o.out);
   const std::filesystem::path folder = CheckpointStore(o.out, {.keep_last = 1, .warn = log_warn}).save(content);
   load_model(*device, folder, "q");
 
@@ -104,6 +170,7 @@ int run(const Options& o) {
          {{"task", "import"},
           {"from", o.file},
           {"prefix", prefix},
+          {"names", detectron2 ? "detectron2" : "torchvision"},
           {"out", o.out},
           {"checkpoint", folder.string()},
           {"model", to_json(resolved.config)["model"]},
@@ -118,7 +185,9 @@ int run(const Options& o) {
 
 Command import_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  app.add_option("file", o->file, "Weights with torchvision's names; depth, stem and width are recognised")
+  app.add_option("file", o->file,
+                 "Weights with torchvision's (timm's) or detectron2's names, of which depth, stem and width are "
+                 "recognised, or a whole checkpoint of csml export --what state")
       ->type_name("FILE.safetensors")
       ->required();
   app.add_option("--out", o->out, "Folder that --checkpoint of the other commands then takes")
@@ -130,7 +199,10 @@ Command import_command(CLI::App& app) {
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
   add_common_options(app, o->common);
-  app.footer("Example: csml import resnet50.safetensors --out runs/imported");
+  app.footer(
+      "Example: csml import resnet50.safetensors --out runs/imported\n"
+      "Pickles (.pth, .pkl) are not read: they can run code. In Python: safetensors.torch.save_file(torch.load(FILE, "
+      "weights_only=True), OUT)");
   return [o, prefix] {
     o->prefix_given = prefix->count() > 0;
     return run(*o);

@@ -1,8 +1,9 @@
-// csml linear: linear probe on cached features.
+// csml linear: linear probe on cached features, or with --augment on an encoder run at every step.
 #include <chrono>
 
 #include "apps/command.h"
 #include "apps/feature_source.h"
+#include "apps/linear_augmented.h"
 #include "csml/probe_linear.h"
 #include "engine/log.h"
 
@@ -15,7 +16,24 @@ struct Options {
   std::string train, test;
   LinearProbeOptions probe;
   double holdout_percent = 10;
+  bool augment = false;
+  LinearAugmented augmented;
 };
+
+/// --augment: the options both protocols share are taken over; a grid only where it was asked for, else MoCo's rate 30.
+int run_with_augmentation(Options& o, bool own_rates) {
+  if (o.probe.standardise) throw UsageError("linear --augment takes no --standardise");
+  AugmentedProbeOptions& probe = o.augmented.probe;
+  o.augmented.train = o.train;
+  o.augmented.test = o.test;
+  probe.epochs = o.probe.epochs;
+  probe.batch_size = o.probe.batch_size;
+  if (own_rates) probe.learning_rates = o.probe.learning_rates;
+  probe.weight_decay = o.probe.weight_decay;
+  probe.holdout = o.holdout_percent / 100;
+  probe.seed = o.probe.seed;
+  return run_linear_augmented(o.common, o.source, o.augmented);
+}
 
 int run(Options& o) {
   start(o.common);
@@ -77,19 +95,21 @@ Command linear_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   app.add_option("--train", o->train, "SPEC of the labelled training images")->type_name("SPEC")->required();
   app.add_option("--test", o->test, "SPEC of the labelled test images")->type_name("SPEC")->required();
-  app.add_option("--epochs", o->probe.epochs, "Passes over the cached features")
+  app.add_option("--epochs", o->probe.epochs, "Passes over the training images or their features")
       ->check(CLI::Range(1, 100000))
       ->type_name("N")
       ->capture_default_str();
-  app.add_option("--batch-size", o->probe.batch_size, "Features per step")
+  app.add_option("--batch-size", o->probe.batch_size, "Images or features per step")
       ->check(CLI::Range(1, 1 << 20))
       ->type_name("N")
       ->capture_default_str();
-  app.add_option("--learning-rates", o->probe.learning_rates, "Tried side by side, chosen on the hold-out")
-      ->delimiter(',')
-      ->check(CLI::PositiveNumber)
-      ->type_name("LR,…")
-      ->capture_default_str();
+  const CLI::Option* rates =
+      app.add_option("--learning-rates", o->probe.learning_rates,
+                     "Tried side by side in one pass, chosen on the hold-out; with --augment 30 alone unless given")
+          ->delimiter(',')
+          ->check(CLI::PositiveNumber)
+          ->type_name("LR,…")
+          ->capture_default_str();
   app.add_option("--weight-decay", o->probe.weight_decay, "Of the classifier")
       ->check(CLI::NonNegativeNumber)
       ->type_name("X")
@@ -102,10 +122,30 @@ Command linear_command(CLI::App& app) {
       ->type_name("N")
       ->capture_default_str();
   app.add_flag("--standardise", o->probe.standardise, "Zero mean and unit variance per feature (of --train)");
+  app.add_flag("--augment", o->augment,
+               "The full protocol: random resized crops and flips, the frozen encoder run at every step");
+  app.add_option("--blocks", o->augmented.probe.blocks,
+                 "With --augment: last residual blocks whose pooled output is probed (CsMl's authors: 4)")
+      ->check(CLI::Range(1, 64))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--crop-min", o->augmented.crop_min, "With --augment: least share of an image's area in a crop")
+      ->check(CLI::Range(0.001, 1.0))
+      ->type_name("X")
+      ->capture_default_str();
+  app.add_option("--eval-every", o->augmented.probe.eval_every,
+                 "With --augment: epochs between tests; the last epoch is always tested")
+      ->check(CLI::Range(1, 100000))
+      ->type_name("N")
+      ->capture_default_str();
   add_feature_options(app, o->source, true);
   add_common_options(app, o->common);
-  app.footer("Example: csml linear --checkpoint runs/demo --train cifar10:DIR --test 'cifar10:DIR?split=test'");
-  return [o] { return run(*o); };
+  app.footer(
+      "Example: csml linear --checkpoint runs/demo --train cifar10:DIR --test 'cifar10:DIR?split=test'\n"
+      "         csml linear --augment --blocks 4 --learning-rates 3,10,30,60 …\n"
+      "With --augment and several rates the classifiers are trained on what the hold-out leaves; with one on "
+      "everything.");
+  return [o, rates] { return o->augment ? run_with_augmentation(*o, rates->count() > 0) : run(*o); };
 }
 
 }  // namespace csml

@@ -1,12 +1,15 @@
 // csml: contrastive pretraining of image encoders, and everything around it, in one binary.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <new>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "apps/command.h"
 #include "apps/config.h"
+#include "engine/comm.h"
 #include "kernels/check.h"
 #include "version.h"
 
@@ -15,7 +18,16 @@ namespace {
 
 int failed(int code, std::string message) {
   std::replace(message.begin(), message.end(), '\n', ' ');
-  fmt::print(stderr, "csml: {}\n", message);
+  std::string rank;
+  try {
+    if (const Launch job = launch(); job.size > 1) {
+      // What every process of a job meets, rank 0 tells; its launcher then ends the others.
+      if (job.rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
+      rank = cat("[rank {}] ", job.rank);
+    }
+  } catch (const UsageError&) {  // the message is about the environment, then
+  }
+  fmt::print(stderr, "csml: {}{}\n", rank, message);
   return code;
 }
 
@@ -38,10 +50,13 @@ int run(int argc, char** argv) {
       [&](CLI::App& command) { return pretrain_command(command, arguments); });
   add("knn", "k-nearest-neighbour accuracy of frozen features", knn_command);
   add("linear", "Linear probe on frozen features", linear_command);
+  add("finetune", "Fine-tune on few labels, with self-training on request",
+      [&](CLI::App& command) { return finetune_command(command, arguments); });
+  add("svm", "Linear support vector machines on frozen features", svm_command);
   add("embed", "Features of a data set into a safetensors file", embed_command);
   add("neighbors", "Exact nearest neighbours inside a data set", neighbors_command);
-  add("import", "Weights with torchvision's names into a checkpoint", import_command);
-  add("export", "An encoder into a safetensors file for other programs", export_command);
+  add("import", "Weights of other programs, or an exported checkpoint, into a checkpoint", import_command);
+  add("export", "An encoder for other programs, or a whole checkpoint as one file", export_command);
   add("inspect", "What a run, a checkpoint, a safetensors file or a data set holds", inspect_command);
   add("bench", "Time of kernels, whole steps and the loader", bench_command);
   add("report", "A run folder into one self-contained report.html", report_command);

@@ -69,8 +69,8 @@ int dry_run(const Options& o, const ResolvedConfig& resolved, const Dataset* tra
 }
 
 /// By rank 0 alone: the folder is its business.
-void prepare_folder(const Options& o, const ResolvedConfig& resolved, const Device& device, const Dataset& train,
-                    RunOptions& run) {
+void prepare_folder(const Options& o, const ResolvedConfig& resolved, const Device& device, const Comm& comm,
+                    const Dataset& train, RunOptions& run) {
   namespace fs = std::filesystem;
   if (!o.init_from.empty() && !fs::exists(o.init_from)) throw Error(cat("--init-from {}: no such file", o.init_from));
   const bool continues = o.resume != "auto" && o.resume != "never";
@@ -89,7 +89,7 @@ void prepare_folder(const Options& o, const ResolvedConfig& resolved, const Devi
     check_resumable(o.resume, resolved.config);
     run.resume_from = o.resume;
   }
-  describe_run(run.out, resolved, o.arguments, device, train);
+  describe_run(run.out, resolved, o.arguments, device, comm.size(), train);
 }
 
 void catch_signals() {
@@ -127,7 +127,7 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
   options.out = o.out;
   options.init_from = o.init_from;
   options.stop = &stop_asked;
-  if (comm.rank() == 0) prepare_folder(o, resolved, device, train, options);
+  if (comm.rank() == 0) prepare_folder(o, resolved, device, comm, train, options);
   const RunResult result = pretrain(device, comm, resolved.config, options);
   if (comm.rank() == 0)
     answer(o.common, result_json(o, resolved.config, result),
@@ -151,7 +151,7 @@ int run(const Options& o) {
   common.threads = config.train.threads;
   const Launch job = launch();
   start(common, job);
-  if (o.dry_run) return dry_run(o, resolved, train.get());
+  if (o.dry_run) return job.rank == 0 ? dry_run(o, resolved, train.get()) : 0;
   if (!train) throw UsageError("--data SPEC is needed: the images to pretrain on (or data.train in the configuration)");
   if (o.out.empty()) throw UsageError("--out DIR is needed: the run folder");
 

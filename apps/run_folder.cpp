@@ -113,7 +113,7 @@ std::string shell_line(const std::vector<std::string>& arguments) {
 }
 
 void describe_run(const fs::path& folder, const ResolvedConfig& resolved, const std::vector<std::string>& arguments,
-                  const Device& device, const Dataset& train) {
+                  const Device& device, int processes, const Dataset& train) {
   std::error_code error;
   if (fs::exists(folder, error) && !fs::is_directory(folder, error))
     throw Error(cat("--out {} is a file; give a folder", folder.string()));
@@ -133,6 +133,7 @@ void describe_run(const fs::path& folder, const ResolvedConfig& resolved, const 
       {"compiler", kCompiler},
       {"build_type", kBuildType},
       {"device", device.name()},
+      {"processes", processes},
       {"threads", compute_threads()},
       {"cpu", cpu_model()},
       {"cores", std::thread::hardware_concurrency()},

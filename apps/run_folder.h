@@ -24,7 +24,7 @@ void check_resumable(const std::filesystem::path& folder, const Config& config);
 /// Creates the folder where it is missing and writes config.toml, command.txt (one line per start) and
 /// environment.json, each whole or not at all. Throws Error when the folder cannot be written.
 void describe_run(const std::filesystem::path& folder, const ResolvedConfig& resolved,
-                  const std::vector<std::string>& arguments, const Device& device, const Dataset& train);
+                  const std::vector<std::string>& arguments, const Device& device, int processes, const Dataset& train);
 
 /// The arguments as a line that a shell reads back.
 std::string shell_line(const std::vector<std::string>& arguments);

@@ -2,14 +2,14 @@
 
 namespace csml {
 
-namespace {
-
 ResNetOptions resnet_options(const ModelConfig& config, int in_channels) {
   if (config.stem != "imagenet" && config.stem != "cifar")
     throw UsageError(cat("model.stem = '{}' is unknown; use imagenet or cifar", config.stem));
   return {
       .depth = config.depth, .cifar_stem = config.stem == "cifar", .width = config.width, .in_channels = in_channels};
 }
+
+namespace {
 
 ProjectorOptions projector_options(const ModelConfig& config, int64_t features) {
   using Norm = ProjectorOptions::Norm;

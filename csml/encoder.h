@@ -16,6 +16,9 @@
 
 namespace csml {
 
+/// The trunk of a configuration. Throws UsageError for an unknown stem.
+ResNetOptions resnet_options(const ModelConfig& config, int in_channels);
+
 /// The stage of a level's name: "res2" 0 … "res5" 3. Throws UsageError.
 int stage_of_level(const std::string& level);
 
@@ -34,7 +37,10 @@ class Encoder {
   Encoder(Device& device, const ModelConfig& config, int in_channels, uint64_t seed, bool trainable,
           const EncoderParts& parts = {});
 
-  Stages trunk(const Var& x, const Forward& forward) const { return trunk_(x, forward); }
+  Stages trunk(const Var& x, const Forward& forward, std::vector<Var>* pooled_blocks = nullptr) const {
+    return trunk_(x, forward, pooled_blocks);
+  }
+  std::vector<std::string> block_names() const { return trunk_.block_names(); }
   /// l2_normalize(head(GAP(trunk(x)))), [N, dim]
   Var embed(const Var& x, const Forward& forward) const { return project(trunk_(x, forward).pooled, forward); }
   /// l2_normalize of the projection of pooled features, [N, dim]

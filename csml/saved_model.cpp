@@ -1,5 +1,7 @@
 #include "csml/saved_model.h"
 
+#include <algorithm>
+
 #include "engine/log.h"
 #include "models/weights.h"
 
@@ -12,15 +14,6 @@ std::vector<NamedArray> read_arrays(const SafetensorsFile& file, const std::stri
   for (const std::string& name : file.names())
     if (name.rfind(prefix, 0) == 0) arrays.push_back(file.read(name));
   return arrays;
-}
-
-bool has_module(const SafetensorsFile& file, const std::string& name) { return file.contains(name + ".weight"); }
-
-int64_t extent(const SafetensorsFile& file, const std::string& name, int dimension) {
-  const Shape& shape = file.info(name).shape;
-  if (dimension >= shape.rank())
-    throw Error(cat("{}: '{}' has shape {}: this is no ResNet of ours", file.path().string(), name, shape.text()));
-  return shape[dimension];
 }
 
 SavedModel from_checkpoint(Device& device, const Checkpoint& checkpoint, const std::string& which) {
@@ -49,34 +42,58 @@ SavedModel from_checkpoint(Device& device, const Checkpoint& checkpoint, const s
 }  // namespace
 
 ModelConfig recognise_model(const SafetensorsFile& file, const std::string& prefix, int* in_channels, bool* has_head) {
-  if (!has_module(file, prefix + "conv1") || !has_module(file, prefix + "layer1.0.conv1"))
-    throw Error(cat("{}: no '{}conv1.weight' and '{}layer1.0.conv1.weight': this is no torchvision ResNet",
-                    file.path().string(), prefix, prefix));
+  ArrayShapes shapes;
+  for (const auto& [name, info] : file.arrays())
+    if (name.starts_with(prefix)) shapes[name.substr(prefix.size())] = info.shape;
+  return recognise_model(shapes, cat("{}{}{}", file.path().string(), prefix.empty() ? "" : ", ", prefix), in_channels,
+                         has_head);
+}
+
+ModelConfig recognise_model(const ArrayShapes& shapes, const std::string& place, int* in_channels, bool* has_head) {
+  const auto has_module = [&](const std::string& name) { return shapes.contains(name + ".weight"); };
+  const auto extent = [&](const std::string& name, int dimension) {
+    const Shape& shape = shapes.at(name);
+    if (dimension >= shape.rank())
+      throw Error(cat("{}: '{}' has shape {}: this is no ResNet of ours", place, name, shape.text()));
+    return static_cast<int>(shape[dimension]);
+  };
+  if (!has_module("conv1") || !has_module("layer1.0.conv1"))
+    throw Error(cat("{}: no 'conv1.weight' and 'layer1.0.conv1.weight': this is no torchvision ResNet", place));
   ModelConfig config;
-  config.width = static_cast<int>(extent(file, prefix + "conv1.weight", 0));
-  *in_channels = static_cast<int>(extent(file, prefix + "conv1.weight", 1));
-  config.stem = extent(file, prefix + "conv1.weight", 2) == 3 ? "cifar" : "imagenet";
+  config.width = extent("conv1.weight", 0);
+  *in_channels = extent("conv1.weight", 1);
+  config.stem = extent("conv1.weight", 2) == 3 ? "cifar" : "imagenet";
   auto blocks = [&](int layer) {
     int count = 0;
-    while (has_module(file, prefix + cat("layer{}.{}.conv1", layer, count))) ++count;
+    while (has_module(cat("layer{}.{}.conv1", layer, count))) ++count;
     return count;
   };
-  const bool bottleneck = has_module(file, prefix + "layer1.0.conv3");
+  const bool bottleneck = has_module("layer1.0.conv3");
   const int first = blocks(1), third = blocks(3);
   if (bottleneck && first == 3 && (third == 6 || third == 23)) {
     config.depth = third == 6 ? 50 : 101;
   } else if (!bottleneck && (first == 2 || first == 3)) {
     config.depth = first == 2 ? 18 : 34;
   } else {
-    throw Error(cat("{}: {} {} blocks in layer1 and {} in layer3: no ResNet-18, 34, 50 or 101", file.path().string(),
-                    first, bottleneck ? "bottleneck" : "basic", third));
+    throw Error(cat("{}: {} {} blocks in layer1 and {} in layer3: no ResNet-18, 34, 50 or 101", place, first,
+                    bottleneck ? "bottleneck" : "basic", third));
   }
-  *has_head = has_module(file, prefix + "fc.0") && has_module(file, prefix + "fc.2");
+  *has_head = has_module("fc.0") && has_module("fc.2");
   if (*has_head) {
-    config.head_hidden = static_cast<int>(extent(file, prefix + "fc.0.weight", 0));
-    config.dim = static_cast<int>(extent(file, prefix + "fc.2.weight", 0));
+    config.head_hidden = extent("fc.0.weight", 0);
+    config.dim = extent("fc.2.weight", 0);
   }
   return config;
+}
+
+Checkpoint find_checkpoint(const std::filesystem::path& path) {
+  namespace fs = std::filesystem;
+  if (!fs::exists(path)) throw Error(cat("checkpoint {} does not exist", path.string()));
+  if (!fs::is_directory(path)) throw Error(cat("{} is no run or checkpoint folder", path.string()));
+  if (fs::exists(path / "manifest.json")) return open_checkpoint(path);
+  const auto newest = newest_checkpoint(path, [](const std::string& line) { log_warn(line); });
+  if (!newest) throw Error(cat("{} holds no good checkpoint", path.string()));
+  return *newest;
 }
 
 SavedModel load_model(Device& device, const std::filesystem::path& path, const std::string& which) {
@@ -84,21 +101,36 @@ SavedModel load_model(Device& device, const std::filesystem::path& path, const s
   if (which != "q" && which != "k" && which != "init")
     throw UsageError(cat("encoder '{}' is unknown; use q, k or init (untrained)", which));
   if (!fs::exists(path)) throw Error(cat("checkpoint {} does not exist", path.string()));
-  if (fs::is_directory(path)) {
-    if (fs::exists(path / "manifest.json")) return from_checkpoint(device, open_checkpoint(path), which);
-    const auto newest = newest_checkpoint(path, [](const std::string& line) { log_warn(line); });
-    if (!newest) throw Error(cat("{} holds no good checkpoint", path.string()));
-    return from_checkpoint(device, *newest, which);
-  }
+  if (fs::is_directory(path)) return from_checkpoint(device, find_checkpoint(path), which);
   const SafetensorsFile file = SafetensorsFile::open(path);
   SavedModel out;
   bool has_head = false;
   out.config.model = recognise_model(file, "", &out.in_channels, &has_head);
+  out.config.augment = file_normalisation(file, out.config.augment);
   out.source = path.string();
   out.which = "q";
   out.encoder = std::make_unique<Encoder>(device, out.config.model, out.in_channels, 0, false);
   load_torchvision(*out.encoder, file, has_head);
   return out;
+}
+
+AugmentConfig file_normalisation(const SafetensorsFile& file, AugmentConfig otherwise) {
+  const std::pair<const char*, std::array<float, 4>*> parts[] = {{"mean", &otherwise.mean}, {"std", &otherwise.std}};
+  for (const auto& [name, values] : parts) {
+    const auto found = file.metadata().find(name);
+    if (found == file.metadata().end()) continue;
+    const nlohmann::json list = nlohmann::json::parse("[" + found->second + "]", nullptr, false);
+    const bool numbers = list.is_array() && !list.empty() && list.size() <= values->size() &&
+                         std::all_of(list.begin(), list.end(), [](const nlohmann::json& v) { return v.is_number(); });
+    if (!numbers)
+      throw Error(
+          cat("{}: metadata {} = '{}' must be numbers, one per channel", file.path().string(), name, found->second));
+    for (size_t c = 0; c < list.size(); ++c) (*values)[c] = list[c].get<float>();
+  }
+  try {
+    check_augment(otherwise);
+  } catch (const UsageError& e) { throw Error(cat("{}: metadata: {}", file.path().string(), e.what())); }
+  return otherwise;
 }
 
 void load_torchvision(Encoder& encoder, const SafetensorsFile& file, bool has_head) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
+#include <mutex>
 #include <optional>
 #include <set>
 
@@ -107,6 +108,7 @@ class Run {
   bool stop_agreed();
   /// Distinct unreadable images; those of the other processes as of the last epoch's end.
   int64_t bad_images() const {
+    const std::lock_guard lock(bad_mutex_);
     return std::max(loader_->bad_images(), comm_.size() > 1 ? static_cast<int64_t>(bad_paths_.size()) : 0);
   }
   bool out_of_steps() const { return config_.train.max_steps > 0 && at_.step >= config_.train.max_steps; }
@@ -122,7 +124,8 @@ class Run {
   std::unique_ptr<Method> method_;
   std::optional<CheckpointStore> store_;
   std::optional<MetricsLog> metrics_, bad_images_;
-  std::set<std::string> bad_paths_;  // known here; loaders call one at a time and never run together
+  mutable std::mutex bad_mutex_;                            // a loader's threads find bad images while steps go on
+  std::set<std::string> bad_paths_;                         // known here
   nlohmann::json bad_unwritten_ = nlohmann::json::array();  // met here since the last share_bad_images()
   Step step_;
   std::unique_ptr<Loader> loader_;
@@ -143,6 +146,7 @@ class Run {
 
 BadImageCallback Run::on_bad_image() {
   return [this](const std::string& path, const std::string& reason) {
+    const std::lock_guard lock(bad_mutex_);
     if (!bad_paths_.insert(path).second) return;  // the training loader and each refresh meet the same files
     const nlohmann::json line{{"path", path}, {"reason", reason}};
     writes_ ? bad_images_->write(line) : bad_unwritten_.push_back(line);
@@ -151,13 +155,19 @@ BadImageCallback Run::on_bad_image() {
 }
 
 void Run::share_bad_images() {
-  // Between epochs, when no loader is at work.
-  const auto dumped = bad_unwritten_.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  for (const std::string& text : gather_text(comm_, device_, bad_unwritten_.empty() ? "" : dumped))
-    if (writes_ && !text.empty())
-      for (const nlohmann::json& line : nlohmann::json::parse(text))
-        if (bad_paths_.insert(line["path"].get<std::string>()).second) bad_images_->write(line);
-  bad_unwritten_ = nlohmann::json::array();
+  if (comm_.size() == 1) return;
+  std::string mine;
+  {
+    const std::lock_guard lock(bad_mutex_);
+    mine = bad_unwritten_.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    bad_unwritten_ = nlohmann::json::array();
+  }
+  const std::vector<std::string> all = gather_text(comm_, device_, mine);
+  if (!writes_) return;
+  const std::lock_guard lock(bad_mutex_);
+  for (const std::string& text : all)
+    for (const nlohmann::json& line : nlohmann::json::parse(text))
+      if (bad_paths_.insert(line["path"].get<std::string>()).second) bad_images_->write(line);
 }
 
 bool Run::stop_agreed() {

@@ -242,7 +242,7 @@ uint64_t MemoryDataset::fingerprint() const {
   return hash_bytes(labels_.data(), labels_.size() * sizeof(int), hash_bytes(pixels_.data(), pixels_.size(), 0));
 }
 
-ImageView MemoryDataset::view(int64_t i, LoadScratch&) const {
+ImageView MemoryDataset::view(int64_t i, LoadScratch&, const ChooseRegion&) const {
   DCHECK(i >= 0 && i < size(), "image {} of {}", i, size());
   return {pixels_.data() + static_cast<size_t>(i) * image_bytes(), height_, width_, channels_,
           ptrdiff_t{width_} * channels_};

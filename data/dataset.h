@@ -60,9 +60,9 @@ class Dataset {
   virtual uint64_t fingerprint() const = 0;
   /// Pixels are in memory and need no decoding.
   virtual bool in_memory() const = 0;
-  /// Pixels of image i, valid until the scratch is used again. Throws Error naming the file when it cannot be read.
-  /// Thread-safe for different scratches.
-  virtual ImageView view(int64_t i, LoadScratch& scratch) const = 0;
+  /// Pixels of image i, valid until the scratch is used again. With a region, pixels outside it may be undefined.
+  /// Throws Error naming the file when it cannot be read. Thread-safe for different scratches.
+  virtual ImageView view(int64_t i, LoadScratch& scratch, const ChooseRegion& region = {}) const = 0;
 
   /// A copy of image i.
   Image load(int64_t i) const;

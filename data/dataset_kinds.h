@@ -41,7 +41,7 @@ class MemoryDataset : public Dataset {
   std::string name(int64_t i) const override;
   uint64_t fingerprint() const override;
   bool in_memory() const override { return true; }
-  ImageView view(int64_t i, LoadScratch& scratch) const override;
+  ImageView view(int64_t i, LoadScratch& scratch, const ChooseRegion& region) const override;
   std::string pixels_text() const override;
 
  protected:

@@ -11,12 +11,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 
 #include <jpeglib.h>  // after <cstdio>: it uses FILE without including it
 // clang-format off
 #include <jerror.h>
 // clang-format on
 
+#include "data/baseline_jpeg.h"
 #include "kernels/check.h"
 
 namespace csml {
@@ -234,7 +236,40 @@ void convert_pixels(const uint8_t* in, int from, uint8_t* out, int to, size_t n)
   }
 }
 
-DecodeInfo decode_jpeg(Bytes bytes, int channels, Image& out, const DecodeLimits& limits) {
+/// The opened file as the fast decoder takes it, or nothing where libjpeg has to do it.
+std::optional<BaselineScan> baseline_scan(const JpegJob& job) {
+  const jpeg_decompress_struct& info = job.info;
+  const bool gray = info.num_components == 1 && info.jpeg_color_space == JCS_GRAYSCALE;
+  const bool color = info.num_components == 3 && info.jpeg_color_space == JCS_YCbCr;
+  if ((!gray && !color) || info.progressive_mode || info.arith_code || info.data_precision != 8 ||
+      info.comps_in_scan != info.num_components || info.Ss != 0 || info.Se != 63 || info.Ah != 0 || info.Al != 0 ||
+      job.errors.warnings != 0 || job.source.ended)
+    return {};
+  const auto huffman = [](const JHUFF_TBL* table) {
+    return table ? BaselineScan::Huffman{table->bits, table->huffval} : BaselineScan::Huffman{};
+  };
+  BaselineScan scan;
+  scan.height = static_cast<int>(info.image_height), scan.width = static_cast<int>(info.image_width);
+  scan.components = info.num_components;
+  scan.restart_interval = static_cast<int>(info.restart_interval);
+  scan.data = {info.src->next_input_byte, info.src->bytes_in_buffer};
+  int blocks = 0;
+  for (int c = 0; c < info.num_components; ++c) {
+    const jpeg_component_info& from = info.comp_info[c];
+    if (info.cur_comp_info[c] != &from || from.quant_tbl_no < 0 || from.quant_tbl_no >= NUM_QUANT_TBLS ||
+        from.dc_tbl_no < 0 || from.dc_tbl_no >= NUM_HUFF_TBLS || from.ac_tbl_no < 0 || from.ac_tbl_no >= NUM_HUFF_TBLS)
+      return {};
+    const JQUANT_TBL* quant = info.quant_tbl_ptrs[from.quant_tbl_no];
+    scan.component[static_cast<size_t>(c)] = {from.h_samp_factor, from.v_samp_factor, quant ? quant->quantval : nullptr,
+                                              huffman(info.dc_huff_tbl_ptrs[from.dc_tbl_no]),
+                                              huffman(info.ac_huff_tbl_ptrs[from.ac_tbl_no])};
+    blocks += from.h_samp_factor * from.v_samp_factor;
+  }
+  if (color && blocks > 10) return {};  // more than the standard allows
+  return scan;
+}
+
+DecodeInfo decode_jpeg(Bytes bytes, int channels, Image& out, const DecodeLimits& limits, const ChooseRegion& region) {
   JpegJob job{};
   job.progress.max_scans = limits.scans;
   const JpegCloser closer{job};
@@ -250,6 +285,11 @@ DecodeInfo decode_jpeg(Bytes bytes, int channels, Image& out, const DecodeLimits
   if (job.info.progressive_mode)
     job.progress.max_scans = static_cast<int>(std::min<int64_t>(limits.scans, limits.scan_pixels / pixels));
 
+  if (const auto scan = baseline_scan(job); scan && (channels == 3 || scan->components == 1)) {
+    const Window window = region ? region(info.height, info.width) : Window{0, 0, info.height, info.width};
+    out.reset(info.height, info.width, channels);
+    if (decode_baseline(*scan, window, out)) return info;
+  }
   const int from = job.info.out_color_space == JCS_GRAYSCALE ? 1 : job.info.out_color_space == JCS_CMYK ? 4 : 3;
   Image raw;
   if (from != channels) {
@@ -404,12 +444,12 @@ std::string first_bytes(Bytes bytes) {
 
 }  // namespace
 
-DecodeInfo decode_image(Bytes bytes, int channels, Image& out, const DecodeLimits& limits) {
+DecodeInfo decode_image(Bytes bytes, int channels, Image& out, const DecodeLimits& limits, const ChooseRegion& region) {
   CHECK(channels == 1 || channels == 3, "images have 1 or 3 channels, not {}", channels);
   if (bytes.empty()) throw Error("the file is empty");
   if (bytes.size() > limits.file_bytes)
     throw Error(cat("{} bytes: larger than the limit of {}", bytes.size(), limits.file_bytes));
-  if (starts_with(bytes, {0xFF, 0xD8, 0xFF})) return decode_jpeg(bytes, channels, out, limits);
+  if (starts_with(bytes, {0xFF, 0xD8, 0xFF})) return decode_jpeg(bytes, channels, out, limits, region);
   if (starts_with(bytes, {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'}))
     return decode_stb(bytes, ImageFormat::png, channels, out, limits);
   if (starts_with(bytes, {'B', 'M'})) return decode_stb(bytes, ImageFormat::bmp, channels, out, limits);

@@ -8,15 +8,21 @@
 // - CMYK and YCCK are read as Adobe writes them, inverted: r = (1 - c)(1 - k);
 // - luma = (19595 r + 38470 g + 7471 b + 32768) >> 16.
 // A file that ends early is an error. Damage inside a JPEG that its decoder can step over is a counted warning.
+//
+// JPEG files that are baseline and whole take a faster way to the same pixels (data/baseline_jpeg.h), which can leave
+// out what a crop does not need. Whether a file is accepted never depends on the region; warnings may: what lies behind
+// the region is not looked at.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "data/image.h"
+#include "data/resize.h"
 
 namespace csml {
 
@@ -40,9 +46,14 @@ struct DecodeInfo {
   std::string first_warning;  // its text; empty without warnings
 };
 
-/// Decodes a whole file held in memory into `out` with 3 (RGB) or 1 (luma) channels. Throws Error saying what is wrong
-/// with the bytes ("truncated JPEG: …", "not an image: …"); the caller adds the file's name. Thread-safe.
-DecodeInfo decode_image(std::span<const uint8_t> bytes, int channels, Image& out, const DecodeLimits& limits = {});
+/// The only pixels that are asked for, chosen when the image's extent is known.
+using ChooseRegion = std::function<Window(int height, int width)>;
+
+/// Decodes a whole file held in memory into `out` with 3 (RGB) or 1 (luma) channels. With a region, `out` still has the
+/// image's extent, but pixels outside the region may be undefined. Throws Error saying what is wrong with the bytes
+/// ("truncated JPEG: …", "not an image: …"); the caller adds the file's name. Thread-safe.
+DecodeInfo decode_image(std::span<const uint8_t> bytes, int channels, Image& out, const DecodeLimits& limits = {},
+                        const ChooseRegion& region = {});
 
 /// Reads a regular file of at most limits.file_bytes bytes. Throws Error with the reason (without the path).
 void read_file(const std::string& path, std::vector<uint8_t>& bytes, const DecodeLimits& limits = {});

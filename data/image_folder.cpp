@@ -51,11 +51,11 @@ class FileDataset : public Dataset {
     return hash;
   }
 
-  ImageView view(int64_t i, LoadScratch& scratch) const override {
+  ImageView view(int64_t i, LoadScratch& scratch, const ChooseRegion& region) const override {
     const std::string path = name(i);
     try {
       read_file(path, scratch.bytes, limits_);
-      decode_image(scratch.bytes, channels_, scratch.decoded, limits_);
+      decode_image(scratch.bytes, channels_, scratch.decoded, limits_, size_ > 0 ? ChooseRegion() : region);
     } catch (const std::exception& e) { throw Error(cat("{}: {}", path, e.what())); }
     const ImageView image = scratch.decoded.view();
     return size_ > 0 ? fit_square(image, size_, scratch.resized, scratch.resize) : image;

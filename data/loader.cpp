@@ -24,14 +24,14 @@ class BadImages {
         good_(static_cast<size_t>(dataset.size())) {}
 
   /// Pixels of image i, or nothing when it is (or was) unreadable. Throws once too many are, for every worker the same.
-  bool view(int64_t i, LoadScratch& scratch, ImageView& image) {
+  bool view(int64_t i, LoadScratch& scratch, ImageView& image, const ChooseRegion& region = {}) {
     if (count_.load(std::memory_order_relaxed) > 0) {
       const std::lock_guard lock(mutex_);
       if (!too_many_.empty()) throw Error(too_many_);
       if (bad_.count(i)) return false;
     }
     try {
-      image = dataset_.view(i, scratch);
+      image = dataset_.view(i, scratch, region);
       good_[static_cast<size_t>(i)].store(true, std::memory_order_relaxed);
       return true;
     } catch (const std::bad_alloc&) {
@@ -166,6 +166,25 @@ struct Loader::State {
     return static_cast<size_t>(augment.crop_size) * augment.crop_size * augment.channels;
   }
 
+  CropBox crop_of(const ViewSpec& view, int64_t at_epoch, int64_t sample, int height, int width) const {
+    return draw_crop(view.augment, height, width, options.seed, static_cast<uint64_t>(at_epoch),
+                     static_cast<uint64_t>(sample), view.number);
+  }
+
+  /// The rectangle around all crops that `sample`'s views take from an image of the given extent.
+  ChooseRegion region_of(ViewSpec::Source source, int shuffle, int64_t at_epoch, int64_t sample) const {
+    return [=, this](int height, int width) {
+      int y0 = height, x0 = width, y1 = 0, x1 = 0;
+      for (const ViewSpec& view : views) {
+        if (view.source != source || view.shuffle != shuffle) continue;
+        const CropBox crop = crop_of(view, at_epoch, sample, height, width);
+        y0 = std::min(y0, crop.y), y1 = std::max(y1, crop.y + crop.height);
+        x0 = std::min(x0, crop.x), x1 = std::max(x1, crop.x + crop.width);
+      }
+      return y0 < y1 ? Window{y0, x0, y1 - y0, x1 - x0} : Window{0, 0, height, width};
+    };
+  }
+
   /// All views of one source, from one decode. Keys are the sample's, not the neighbour's: two samples that share a
   /// neighbour get different views of it.
   void make_views(Batch& batch, size_t at, int shuffle, ViewSpec::Source source, const ImageView& image, int64_t sample,
@@ -174,8 +193,7 @@ struct Loader::State {
       const ViewSpec& view = views[v];
       if (view.source != source || view.shuffle != shuffle) continue;
       const auto key = static_cast<uint64_t>(sample), key_epoch = static_cast<uint64_t>(batch.epoch);
-      const CropBox crop =
-          draw_crop(view.augment, image.height, image.width, options.seed, key_epoch, key, view.number);
+      const CropBox crop = crop_of(view, batch.epoch, sample, image.height, image.width);
       ColorParams color = draw_color(view.augment, options.seed, key_epoch, key, view.number);
       color.flip = crop.flip ? 1.0f : 0.0f;
       resize(image.crop(crop.y, crop.x, crop.height, crop.width), view.augment.crop_size, view.augment.crop_size,
@@ -184,13 +202,18 @@ struct Loader::State {
     }
   }
 
-  /// The image at hand is `sample` or its replacement; returns which. Its pixels are there only where `pixels` asks.
-  int64_t own_image(int64_t sample, int64_t at_epoch, bool pixels, LoadScratch& scratch, ImageView& image) {
-    if (pixels ? bad.view(sample, scratch, image) : bad.readable(sample, scratch)) return sample;
+  /// The image at hand is `sample` or its replacement; returns which. Its pixels are there only where `views_of` needs
+  /// them.
+  int64_t own_image(int64_t sample, int64_t at_epoch, const Order& views_of, LoadScratch& scratch, ImageView& image) {
+    if (views_of.own
+            ? bad.view(sample, scratch, image, region_of(ViewSpec::Source::own, views_of.shuffle, at_epoch, sample))
+            : bad.readable(sample, scratch))
+      return sample;
     Random random(options.seed, Purpose::replace, static_cast<uint64_t>(at_epoch), static_cast<uint64_t>(sample));
     for (int attempt = 0; attempt < 1000; ++attempt) {
       const int64_t other = random.below(static_cast<uint32_t>(dataset.size()));
-      if (bad.view(other, scratch, image)) return other;
+      if (bad.view(other, scratch, image, region_of(ViewSpec::Source::own, views_of.shuffle, at_epoch, other)))
+        return other;
     }
     throw Error(cat("no readable image found in {} to stand for {}", dataset.describe(), dataset.name(sample)));
   }
@@ -202,7 +225,7 @@ struct Loader::State {
   void fill(Batch& batch, size_t at, size_t o, LoadScratch& scratch) {
     const Order& views_of = orders[o];
     ImageView image;
-    const int64_t sample = own_image(batch.drawn[o][at], batch.epoch, views_of.own, scratch, image);
+    const int64_t sample = own_image(batch.drawn[o][at], batch.epoch, views_of, scratch, image);
     const bool as_drawn = views_of.shuffle < 0;
     if (as_drawn) {
       batch.samples[at] = sample;
@@ -216,13 +239,14 @@ struct Loader::State {
     const int32_t* row = neighbors->index.data() + static_cast<size_t>(sample) * k;
     Random random(options.seed, Purpose::neighbor, static_cast<uint64_t>(batch.epoch), static_cast<uint64_t>(sample));
     const uint32_t first = random.below(k);
+    const ChooseRegion region = region_of(ViewSpec::Source::neighbor, views_of.shuffle, batch.epoch, sample);
     int64_t neighbor = sample;
     for (uint32_t step = 0; step < k; ++step)
-      if (bad.view(row[(first + step) % k], scratch, image)) {
+      if (bad.view(row[(first + step) % k], scratch, image, region)) {
         neighbor = row[(first + step) % k];
         break;
       }
-    if (neighbor == sample && !bad.view(sample, scratch, image))
+    if (neighbor == sample && !bad.view(sample, scratch, image, region))
       throw Error(cat("{} could be read a moment ago and cannot any more", dataset.name(sample)));
     if (as_drawn) batch.neighbors[at] = neighbor;
     make_views(batch, at, views_of.shuffle, ViewSpec::Source::neighbor, image, sample, scratch);

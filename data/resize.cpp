@@ -99,7 +99,8 @@ void make_groups(ResizeScratch::Axis& axis) {
 }
 
 /// Two rows of three channels side by side, four taps a step. `available`: bytes that may be read from the start of the
-/// second row. Returns how many outputs it made; the others would read further than that.
+/// second row. Returns how many outputs it made; the others would read further than that
+/// or write past the row.
 int horizontal_two_rows(const uint8_t* in0, const uint8_t* in1, ptrdiff_t available, const ResizeScratch::Axis& axis,
                         int width, uint8_t* out0, uint8_t* out1) {
   const int groups = (axis.taps + kGroup - 1) / kGroup;
@@ -108,10 +109,11 @@ int horizontal_two_rows(const uint8_t* in0, const uint8_t* in1, ptrdiff_t availa
   const __m256i pair1 =
       _mm256_broadcastsi128_si256(_mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1));
   const __m256i half = _mm256_set1_epi32(1 << (kBits - 1));
-  for (int i = 0; i < width; ++i) {
+  int i = 0;
+  for (; i + 1 < width; ++i) {  // a pixel's fourth byte is overwritten by the next pixel
     const ptrdiff_t at = ptrdiff_t{3} * axis.first[static_cast<size_t>(i)];
     const int steps = (axis.count[static_cast<size_t>(i)] + kGroup - 1) / kGroup;
-    if (at + 3 * kGroup * steps + 4 > available) return i;
+    if (at + 3 * kGroup * steps + 4 > available) break;
     const int16_t* weight = &axis.group[static_cast<size_t>(i) * groups * 2 * kGroup];
     __m256i high = _mm256_setzero_si256(), low = half;
     for (int s = 0; s < steps; ++s, weight += 2 * kGroup) {
@@ -130,11 +132,10 @@ int horizontal_two_rows(const uint8_t* in0, const uint8_t* in1, ptrdiff_t availa
     sum = _mm256_packus_epi32(sum, sum);  // packing clips to [0, 65535], then to [0, 255]
     sum = _mm256_packus_epi16(sum, sum);
     const int32_t pixel0 = _mm256_extract_epi32(sum, 0), pixel1 = _mm256_extract_epi32(sum, 4);
-    const size_t bytes = i + 1 < width ? 4 : 3;  // the fourth byte is overwritten by the next pixel
-    std::memcpy(out0 + 3 * i, &pixel0, bytes);
-    std::memcpy(out1 + 3 * i, &pixel1, bytes);
+    std::memcpy(out0 + 3 * i, &pixel0, 4);
+    std::memcpy(out1 + 3 * i, &pixel1, 4);
   }
-  return width;
+  return i;
 }
 
 #endif

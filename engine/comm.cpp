@@ -77,7 +77,7 @@ Launch launch() {
   return l;
 }
 
-std::unique_ptr<Comm> Comm::open(Device& device, const CommOptions& options) {
+std::unique_ptr<Comm> Comm::open(Device& device, [[maybe_unused]] const CommOptions& options) {
   const Launch job = launch();
   if (job.size == 1) return local();
   [[maybe_unused]] const bool with_mpi = job.by == Launch::By::mpi;

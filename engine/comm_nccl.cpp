@@ -1,5 +1,7 @@
 // Comm over NCCL, for tensors on CUDA devices: a non-blocking communicator on a stream of its own. The only file that
-// sees NCCL. Not yet run on a GPU (docs/gpu.md).
+// sees NCCL, whose library is loaded when a communicator is opened: csml starts without it. Not yet run on a GPU
+// (docs/gpu.md).
+#include <dlfcn.h>
 #include <nccl.h>
 #include <unistd.h>
 
@@ -22,6 +24,44 @@ void check(cudaError_t status, const char* what) {
 }
 #define CUDA_CHECK(call) check(call, #call)
 
+/// NCCL's functions.
+class Nccl {
+ public:
+  static const Nccl& get() {
+    static const Nccl instance;
+    return instance;
+  }
+
+ private:
+  void* library_ = ::dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+
+  template <class F>
+  F load(const char* name) const {
+    void* symbol = library_ ? ::dlsym(library_, name) : nullptr;
+    if (!symbol)
+      throw Error(
+          cat("several processes on CUDA devices need NCCL: {} (package libnccl2, or its folder in "
+              "LD_LIBRARY_PATH)",
+              library_ ? cat("libnccl.so.2 has no {}", name) : "no libnccl.so.2 is found"));
+    return reinterpret_cast<F>(symbol);
+  }
+
+ public:
+#define LOAD(member, function) decltype(&::function) member = load<decltype(&::function)>(#function)
+  LOAD(get_unique_id, ncclGetUniqueId);
+  LOAD(init, ncclCommInitRankConfig);
+  LOAD(async_error, ncclCommGetAsyncError);
+  LOAD(abort, ncclCommAbort);
+  LOAD(finalize, ncclCommFinalize);
+  LOAD(destroy, ncclCommDestroy);
+  LOAD(all_reduce, ncclAllReduce);
+  LOAD(all_gather, ncclAllGather);
+  LOAD(broadcast, ncclBroadcast);
+  LOAD(error_text, ncclGetErrorString);
+  LOAD(last_error, ncclGetLastError);
+#undef LOAD
+};
+
 class NcclComm final : public Comm {
  public:
   NcclComm(Device& device, int rank, int size, const ncclUniqueId& id, double timeout_seconds,
@@ -39,17 +79,17 @@ class NcclComm final : public Comm {
     CUDA_CHECK(cudaMalloc(&scratch_, sizeof(int32_t)));
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    settle("ncclCommInitRankConfig", ncclCommInitRankConfig(&comm_, size, id, rank, &config));
+    settle("ncclCommInitRankConfig", nccl_.init(&comm_, size, id, rank, &config));
   }
   ~NcclComm() override {
     // A communicator whose partners are gone is aborted: finalising would wait for them.
     if (std::uncaught_exceptions() > 0) {
-      ncclCommAbort(comm_);
+      nccl_.abort(comm_);
     } else {
       cudaStreamSynchronize(stream_);
-      ncclResult_t status = ncclCommFinalize(comm_);
-      while (status == ncclInProgress) ncclCommGetAsyncError(comm_, &status);
-      ncclCommDestroy(comm_);
+      ncclResult_t status = nccl_.finalize(comm_);
+      while (status == ncclInProgress) nccl_.async_error(comm_, &status);
+      nccl_.destroy(comm_);
     }
     cudaFree(scratch_);
     cudaEventDestroy(done_);
@@ -74,16 +114,16 @@ class NcclComm final : public Comm {
     const ConstView from = mine;
     const View to = all;
     run("all_gather", mine.bytes(),
-        [&] { return ncclAllGather(from.data, to.data, mine.bytes(), ncclInt8, comm_, stream_); });
+        [&] { return nccl_.all_gather(from.data, to.data, mine.bytes(), ncclInt8, comm_, stream_); });
   }
   void broadcast(const Tensor& t, int root) override {
     CHECK(root >= 0 && root < size_, "broadcast from rank {} of {}", root, size_);
     const View v = t;
     run("broadcast", t.bytes(),
-        [&] { return ncclBroadcast(v.data, v.data, t.bytes(), ncclInt8, root, comm_, stream_); });
+        [&] { return nccl_.broadcast(v.data, v.data, t.bytes(), ncclInt8, root, comm_, stream_); });
   }
   void barrier() override {
-    run("barrier", 0, [&] { return ncclAllReduce(scratch_, scratch_, 1, ncclInt32, ncclMax, comm_, stream_); });
+    run("barrier", 0, [&] { return nccl_.all_reduce(scratch_, scratch_, 1, ncclInt32, ncclMax, comm_, stream_); });
     CUDA_CHECK(cudaStreamSynchronize(stream_));
   }
 
@@ -113,14 +153,17 @@ class NcclComm final : public Comm {
   void settle(const char* what, ncclResult_t status) {
     const auto start = std::chrono::steady_clock::now();
     while (status == ncclInProgress) {
-      if (ncclCommGetAsyncError(comm_, &status) != ncclSuccess) break;
+      if (const ncclResult_t asked = nccl_.async_error(comm_, &status); asked != ncclSuccess) {
+        status = asked;
+        break;
+      }
       const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
       if (timeout_seconds_ > 0 && waited.count() > timeout_seconds_)
         watchdog_.fail(cat("{} has waited {:.0f} s", what, waited.count()));
       std::this_thread::yield();
     }
     if (status != ncclSuccess)
-      watchdog_.fail(cat("{}: {} ({})", what, ncclGetErrorString(status), ncclGetLastError(comm_)));
+      watchdog_.fail(cat("{}: {} ({})", what, nccl_.error_text(status), nccl_.last_error(comm_)));
   }
 
   /// After the kernels before it, on the own stream; the kernels after it wait, unless between fork() and join(). The
@@ -155,9 +198,10 @@ class NcclComm final : public Comm {
     const View v = t;
     const ncclDataType_t type = t.dtype() == DType::f32 ? ncclFloat32 : ncclInt32;
     run(name, t.bytes(),
-        [&] { return ncclAllReduce(v.data, v.data, static_cast<size_t>(t.size()), type, op, comm_, stream_); });
+        [&] { return nccl_.all_reduce(v.data, v.data, static_cast<size_t>(t.size()), type, op, comm_, stream_); });
   }
 
+  const Nccl& nccl_ = Nccl::get();
   int rank_, size_;
   double timeout_seconds_;
   cudaStream_t compute_, stream_ = nullptr;
@@ -186,7 +230,8 @@ ncclUniqueId id_through_file(const Launch& launch, const CommOptions& options) {
   ncclUniqueId id;
   if (launch.rank == 0) {
     if (std::filesystem::exists(path)) throw Error(cat("{} exists: give every job a rendezvous file of its own", path));
-    if (ncclGetUniqueId(&id) != ncclSuccess) throw Error("ncclGetUniqueId failed: is there a GPU and its driver?");
+    if (Nccl::get().get_unique_id(&id) != ncclSuccess)
+      throw Error("ncclGetUniqueId failed: is there a GPU and its driver?");
     write_text_file(path, std::string(id.internal, sizeof id.internal));  // whole or absent
     return id;
   }
@@ -211,7 +256,8 @@ std::unique_ptr<Comm> open_nccl(Device& device, const Launch& launch, const Comm
   if (bootstrap) {
     std::vector<uint8_t> bytes(sizeof id.internal, 0);
     if (launch.rank == 0) {
-      if (ncclGetUniqueId(&id) != ncclSuccess) throw Error("ncclGetUniqueId failed: is there a GPU and its driver?");
+      if (Nccl::get().get_unique_id(&id) != ncclSuccess)
+        throw Error("ncclGetUniqueId failed: is there a GPU and its driver?");
       std::memcpy(bytes.data(), id.internal, bytes.size());
     }
     const Tensor carried = Tensor::from(*host, {static_cast<int64_t>(bytes.size())}, bytes);

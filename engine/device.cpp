@@ -3,10 +3,52 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <charconv>
 
 #include "kernels/cpu/backend.h"
+#if WITH_CUDA
+#include "engine/log.h"
+#include "kernels/cuda/backend.h"
+#endif
 
 namespace csml {
+
+namespace {
+
+std::unique_ptr<Backend> open_cuda(const std::string& spec, [[maybe_unused]] int card) {
+#if WITH_CUDA
+  try {
+    return std::make_unique<CudaBackend>(card);
+  } catch (const Error& error) { throw Error(cat("device '{}': {}", spec, error.what())); }
+#else
+  throw Error(cat("device '{}': this build has no CUDA backend; use --device cpu", spec));
+#endif
+}
+
+/// The first card where there is one that csml can use, else the CPU. A card that cannot be used is worth a warning.
+std::unique_ptr<Backend> open_best() {
+#if WITH_CUDA
+  if (CudaBackend::sees_a_card()) {
+    try {
+      return open_cuda("auto", 0);
+    } catch (const Error& error) { log_warn(cat("{}; going on with the CPU", error.what())); }
+  }
+#endif
+  return std::make_unique<CpuBackend>();
+}
+
+/// N of "cuda:N", 0 of "cuda"; nothing else is a card.
+bool parse_card(const std::string& spec, int& card) {
+  constexpr std::string_view kPrefix = "cuda:";
+  card = 0;
+  if (spec == "cuda") return true;
+  if (spec.rfind(kPrefix, 0) != 0 || spec.size() == kPrefix.size()) return false;
+  const char *begin = spec.data() + kPrefix.size(), *end = spec.data() + spec.size();
+  const auto [last, error] = std::from_chars(begin, end, card);
+  return error == std::errc() && last == end && card >= 0;
+}
+
+}  // namespace
 
 void set_compute_threads(int threads) { omp_set_num_threads(threads > 0 ? threads : omp_get_num_procs()); }
 
@@ -48,9 +90,10 @@ void Pool::trim() {
 }
 
 std::unique_ptr<Device> Device::open(const std::string& spec) {
-  if (spec == "cpu" || spec == "auto") return std::make_unique<Device>(std::make_unique<CpuBackend>());
-  if (spec.rfind("cuda", 0) == 0)
-    throw Error(cat("device '{}': this build has no CUDA backend; use --device cpu", spec));
+  int card = 0;
+  if (spec == "auto") return std::make_unique<Device>(open_best());
+  if (spec == "cpu") return std::make_unique<Device>(std::make_unique<CpuBackend>());
+  if (parse_card(spec, card)) return std::make_unique<Device>(open_cuda(spec, card));
   throw UsageError(cat("device '{}' is unknown; use auto, cpu, cuda or cuda:N", spec));
 }
 
@@ -58,8 +101,15 @@ Device::Device(std::unique_ptr<Backend> backend)
     : backend_(std::move(backend)), main_(std::make_shared<Pool>(*backend_)), current_(main_) {}
 
 std::shared_ptr<Storage> Device::allocate(size_t bytes) {
-  auto [data, capacity] = current_->take(bytes);
-  return std::make_shared<Storage>(*this, current_, data, capacity);
+  std::pair<void*, size_t> block;
+  try {
+    block = current_->take(bytes);
+  } catch (const Error&) {
+    if (current_ != main_) throw;  // a recording's free blocks are not free: its replay uses them
+    main_->trim();                 // blocks of other sizes may be what is in the way
+    block = current_->take(bytes);
+  }
+  return std::make_shared<Storage>(*this, current_, block.first, block.second);
 }
 
 ArenaStats Device::stats() const {

@@ -84,8 +84,12 @@ void Watchdog::watch() {
   using seconds = std::chrono::duration<double>;
   const seconds period(std::min(1.0, timeout_seconds_ / 4));
   std::unique_lock lock(mutex_);
-  while (!wake_.wait_for(lock, period, [this] { return quit_; })) {
-    const double waited = seconds(Clock::now() - since_).count();
+  for (Clock::time_point before = Clock::now(); !wake_.wait_for(lock, period, [this] { return quit_; });) {
+    // Time in which this process itself was stopped is not the others' fault.
+    const Clock::time_point now = Clock::now();
+    if (now - before > 2 * period) since_ += std::chrono::duration_cast<Clock::duration>(now - before - period);
+    before = now;
+    const double waited = seconds(now - since_).count();
     if (inside_ && waited > timeout_seconds_)
       print_and_exit(report_locked(cat("has waited {:.0f} s for the other processes", waited)));
   }

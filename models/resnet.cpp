@@ -48,12 +48,22 @@ ResNet::ResNet(Params& params, const ResNetOptions& options, const std::string& 
   }
 }
 
-Stages ResNet::operator()(const Var& x, const Forward& forward) const {
+std::vector<std::string> ResNet::block_names() const {
+  std::vector<std::string> names;
+  for (size_t layer = 0; layer < 4; ++layer)
+    for (size_t b = 0; b < layers_[layer].size(); ++b) names.push_back(cat("layer{}.{}", layer + 1, b));
+  return names;
+}
+
+Stages ResNet::operator()(const Var& x, const Forward& forward, std::vector<Var>* pooled_blocks) const {
   Stages out;
   out.stem = bn1_(conv1_(x), forward, true);
   Var y = options_.cifar_stem ? out.stem : max_pool(out.stem, 3, 2, 1);
   for (size_t layer = 0; layer < 4; ++layer) {
-    for (const auto& block : layers_[layer]) y = (*block)(y, forward);
+    for (const auto& block : layers_[layer]) {
+      y = (*block)(y, forward);
+      if (pooled_blocks) pooled_blocks->push_back(global_avg_pool(y));
+    }
     out.stage[layer] = y;
   }
   out.pooled = global_avg_pool(y);

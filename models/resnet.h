@@ -34,8 +34,10 @@ class ResNet {
  public:
   ResNet(Params& params, const ResNetOptions& options, const std::string& prefix = "");
 
-  /// x [N,H,W,in_channels]
-  Stages operator()(const Var& x, const Forward& forward) const;
+  /// x [N,H,W,in_channels]. pooled_blocks receives the global average of every residual block's output, in order.
+  Stages operator()(const Var& x, const Forward& forward, std::vector<Var>* pooled_blocks = nullptr) const;
+  /// "layer1.0", …: the residual blocks in order.
+  std::vector<std::string> block_names() const;
   /// Channels of layer4.
   int64_t feature_dim() const { return stage_channels_[3]; }
   int64_t stage_channels(int stage) const { return stage_channels_[static_cast<size_t>(stage)]; }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <regex>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -21,6 +22,26 @@ NamedArray named_array(const std::string& name, const Shape& shape, const float*
 }
 
 }  // namespace
+
+std::string detectron2_name(const std::string& name) {
+  static const std::regex pattern(R"((?:layer(\d)\.(\d+)\.)?(?:(conv|bn)(\d)|downsample\.([01]))\.(\w+))");
+  std::smatch m;
+  if (!std::regex_match(name, m, pattern) || m[6] == "num_batches_tracked") return "";
+  const std::string block = m[1].matched ? cat("res{}.{}.", std::stoi(m[1]) + 1, m[2].str()) : "stem.";
+  const bool norm = m[3].matched ? m[3] == "bn" : m[5] == "1";
+  const std::string layer = m[3].matched ? "conv" + m[4].str() : "shortcut";
+  return cat("{}{}{}.{}", block, layer, norm ? ".norm" : "", m[6].str());
+}
+
+std::string torchvision_name(const std::string& name) {
+  static const std::regex pattern(R"((?:stem|res(\d)\.(\d+))\.(?:conv(\d)|(shortcut))(\.norm)?\.(\w+))");
+  std::smatch m;
+  if (!std::regex_match(name, m, pattern) || m[6] == "num_batches_tracked") return "";
+  const std::string block = m[1].matched ? cat("layer{}.{}.", std::stoi(m[1]) - 1, m[2].str()) : "";
+  const std::string layer =
+      m[4].matched ? cat("downsample.{}", m[5].matched ? 1 : 0) : cat("{}{}", m[5].matched ? "bn" : "conv", m[3].str());
+  return cat("{}{}.{}", block, layer, m[6].str());
+}
 
 std::vector<float> to_kcrs(const float* krsc, const Shape& s) {
   std::vector<float> out(static_cast<size_t>(s.size()));

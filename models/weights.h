@@ -18,6 +18,13 @@ std::vector<NamedArray> to_host(const Params& params, const std::string& prefix,
 std::vector<std::string> from_host(const Params& params, const std::vector<NamedArray>& arrays,
                                    const std::string& prefix, const Tensor& flat = {});
 
+/// torchvision's name of a ResNet's array under detectron2's: conv1 -> stem.conv1, layer1.0.bn2.bias ->
+/// res2.0.conv2.norm.bias, layer1.0.downsample.1.weight -> res2.0.shortcut.norm.weight (detectron2's
+/// tools/convert-torchvision-to-d2.py). Empty for what detectron2's backbone lacks: fc.*, num_batches_tracked.
+std::string detectron2_name(const std::string& torchvision);
+/// The reverse; empty for a name that is none of detectron2's ResNet.
+std::string torchvision_name(const std::string& detectron2);
+
 /// [K,R,S,C] -> [K,C,R,S] and back.
 std::vector<float> to_kcrs(const float* krsc, const Shape& krsc_shape);
 std::vector<float> to_krsc(const float* kcrs, const Shape& krsc_shape);

@@ -9,28 +9,64 @@ usage: scripts/setup.sh [--no-install] [--with-python] [--cuda]
   --no-install   only say what is missing
   --with-python  also PyTorch, torchvision, Pillow and NumPy, which write the reference values in tests/golden
                  (not needed to build, test or use csml)
-  --cuda         not part of this release
+  --cuda         also CUDA's compiler and libraries, where the machine has none: NVIDIA's packages from PyPI at pinned
+                 versions (scripts/cuda.txt, 1 GB), unpacked into .deps/cuda, where CMake finds them. Never the driver.
 TEXT
 }
 
 packages=(build-essential cmake ninja-build ccache git python3 clang-format
   libdnnl-dev libjpeg-dev zlib1g-dev libstb-dev
-  libfmt-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libxxhash-dev doctest-dev
+  libopenmpi-dev openmpi-bin
+  libfmt-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libxxhash-dev liblinear-dev doctest-dev
   dataset-fashion-mnist)
 install=yes
+cuda=no
 for argument in "$@"; do
   case "$argument" in
     --no-install) install=no ;;
     --with-python) packages+=(python3-torch python3-torchvision python3-pil python3-numpy) ;;
-    --cuda) echo "setup: the CUDA backend is not part of this release; run without --cuda" >&2; exit 1 ;;
+    --cuda) cuda=yes; packages+=(python3-pip) ;;
     -h | --help) usage; exit 0 ;;
     *) echo "setup: unknown argument $argument" >&2; usage >&2; exit 2 ;;
   esac
 done
 
+here=$(cd "$(dirname "$0")/.." && pwd)
+
+# CUDA into .deps/cuda, after the packages: called wherever this script is done with them.
+install_cuda() {
+  local nvcc folder=$here/.deps/cuda wheel
+  nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+  if [ -x "$nvcc" ] && [ -e "$(dirname "$(dirname "$(realpath "$nvcc")")")/include/cudnn.h" ]; then
+    echo "setup: CUDA and cuDNN are there: $nvcc"
+  elif [ -e "$folder/complete" ]; then
+    echo "setup: CUDA is there: $folder"
+  elif [ "$install" = no ]; then
+    echo "setup: CUDA is missing, not installed (--no-install)"
+  else
+    echo "setup: downloading CUDA into $folder (1 GB)"
+    rm -rf "$folder"
+    mkdir -p "$folder/wheels"
+    python3 -m pip download --quiet --no-deps --require-hashes --only-binary=:all: --dest "$folder/wheels" \
+      --requirement "$here/scripts/cuda.txt"
+    for wheel in "$folder"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$folder"; done
+    rm -r "$folder/wheels"
+    chmod -R +x "$folder"/nvidia/cu13/bin "$folder"/nvidia/cu13/nvvm/bin
+    ln -s lib "$folder/nvidia/cu13/lib64"
+    ln -s libcudart.so.13 "$folder/nvidia/cu13/lib/libcudart.so"
+    touch "$folder/complete"
+  fi
+  [ -e /dev/nvidiactl ] || echo "setup: no NVIDIA driver is loaded here: the CUDA backend builds, and runs where one is"
+}
+finish() {
+  [ "$cuda" = no ] || install_cuda
+  exit 0
+}
+
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   echo "setup: this is not Debian or Ubuntu; install these packages' counterparts yourself: ${packages[*]}" >&2
   [ "$install" = no ] && exit 0
+  [ "$cuda" = no ] || install_cuda
   exit 1
 fi
 
@@ -41,11 +77,11 @@ for package in "${packages[@]}"; do
 done
 if [ ${#missing[@]} -eq 0 ]; then
   echo "setup: everything is installed"
-  exit 0
+  finish
 fi
 if [ "$install" = no ]; then
   echo "setup: missing packages, not installed (--no-install): ${missing[*]}"
-  exit 0
+  finish
 fi
 
 echo "setup: installing ${missing[*]}"
@@ -61,3 +97,4 @@ export DEBIAN_FRONTEND=noninteractive
 "${root[@]}" apt-get update -qq
 "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
 echo "setup: done"
+finish

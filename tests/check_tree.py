@@ -27,10 +27,11 @@ EXCEPTIONS = {"apps/bench_kernels.cpp": {"tests/op_cases.h"}}
 # Beginning of a vendor's include -> places that may have it.
 VENDOR = {
     r"(oneapi/)?dnnl": ["kernels/cpu/"],
-    r"cuda|cudnn|cublas|nv": ["kernels/cuda/"],
+    r"cuda|cudnn|cublas|nv": ["kernels/cuda/", "tests/vendor/"],
     r"nccl": ["engine/comm_nccl.cpp"],
     r"mpi\.h": ["engine/comm_mpi.cpp"],
-    r"jpeglib|turbojpeg|jerror": ["data/decode.cpp", "tests/decode_test.cpp"],
+    r"jpeglib|turbojpeg|jerror": ["data/decode.cpp", "tests/decode_test.cpp", "tests/roi_decode_test.cpp"],
+    r"linear\.h": ["csml/svm.cpp"],
     r"stb/": ["data/decode.cpp", "apps/picture.cpp"],
 }
 WITH_ALLOWED = {"engine/device.cpp", "engine/comm.cpp"}
@@ -69,7 +70,7 @@ def check_include(path, quote, target):
         return None if folder == "engine" else '"kernels/backend.h" may be included by engine/ only'
     if target in EXCEPTIONS.get(path, ()):
         return None
-    if parts[0] == "kernels" and parts[1] == "cpu":
+    if parts[0] == "kernels" and parts[1] in ("cpu", "cuda"):
         return None if path == "engine/device.cpp" else f'"{target}" may be included by engine/device.cpp only'
     if parts[0] not in MAY_INCLUDE[folder]:
         return f'"{target}": {folder}/ may include {", ".join(sorted(MAY_INCLUDE[folder])) or "nothing"}'

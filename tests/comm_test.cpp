@@ -8,6 +8,7 @@
 #include "engine/ops.h"
 #include "engine/step.h"
 #include "engine/watchdog.h"
+#include "kernels/random.h"
 
 #include "tests/files.h"
 
@@ -83,7 +84,8 @@ int64_t gathered_wrong(const Tensor& all, int64_t n) {
   const std::vector<T> got = all.host<T>();
   int64_t count = 0;
   for (size_t i = 0; i < got.size(); ++i)
-    count += got[i] != static_cast<T>(value(static_cast<int>(static_cast<int64_t>(i) / n), static_cast<int64_t>(i) % n));
+    count +=
+        got[i] != static_cast<T>(value(static_cast<int>(static_cast<int64_t>(i) / n), static_cast<int64_t>(i) % n));
   return count;
 }
 
@@ -201,7 +203,8 @@ TEST_CASE("collectives stand in a recorded step") {
     input.upload(shifted);
     step.run();
     CHECK(wrong<float>(mean, [&](int sum, int, int) {
-            return static_cast<float>(sum + 4 * comm.size() * comm.size() * run) * (1.f / static_cast<float>(comm.size()));
+            return static_cast<float>(sum + 4 * comm.size() * comm.size() * run) *
+                   (1.f / static_cast<float>(comm.size()));
           }) == 0);
     const std::vector<float> got = all.host<float>();
     int bad = 0;
@@ -270,7 +273,7 @@ TEST_CASE("gradient buckets average over ranks, however small they are and whate
       CHECK(worst < 1e-6);  // gradients of size 0.1 to 1, summed in another order
     }
   }
-  CHECK(counts == std::vector<size_t>{6, 3, 1});
+  CHECK(counts == std::vector<size_t>{6, 2, 1});
 }
 
 TEST_CASE("misuse is refused before anything is sent") {
@@ -302,7 +305,7 @@ namespace {
 
 /// The variables by which a job is recognised, set for a moment.
 struct Environment {
-  explicit Environment(const std::map<std::string, std::string>& set) {
+  explicit Environment(const std::map<std::string, std::string>& set = {}) {
     for (const char* name :
          {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
           "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "RANK",
@@ -336,16 +339,16 @@ TEST_CASE("a job is recognised by what its launcher leaves in the environment") 
             {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
             {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}},
            By::mpi, 3, 8, 1));
-  CHECK(is({{"PMIX_RANK", "5"}, {"SLURM_STEP_NUM_TASKS", "8"}, {"SLURM_PROCID", "5"}, {"SLURM_LOCALID", "2"}}, By::mpi, 5,
-           8, 2));
+  CHECK(is({{"PMIX_RANK", "5"}, {"SLURM_STEP_NUM_TASKS", "8"}, {"SLURM_PROCID", "5"}, {"SLURM_LOCALID", "2"}}, By::mpi,
+           5, 8, 2));
   CHECK(is({{"RANK", "2"}, {"WORLD_SIZE", "4"}, {"LOCAL_RANK", "0"}}, By::variables, 2, 4, 0));
   CHECK(is({{"SLURM_PROCID", "1"}, {"SLURM_STEP_NUM_TASKS", "2"}, {"SLURM_LOCALID", "1"}}, By::variables, 1, 2, 1));
   CHECK(is({{"SLURM_PROCID", "0"}, {"SLURM_LOCALID", "0"}}, By::alone, 0, 1, 0));  // a batch script
   CHECK(is({{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_SIZE", "1"}}, By::alone, 0, 1, 0));
-  const Environment wrong_rank({{"RANK", "4"}, {"WORLD_SIZE", "4"}});
-  CHECK_THROWS_AS(launch(), UsageError);
-  const Environment no_rank({{"WORLD_SIZE", "4"}});
-  CHECK_THROWS_AS(launch(), UsageError);
-  const Environment no_number({{"RANK", "one"}, {"WORLD_SIZE", "4"}});
-  CHECK_THROWS_AS(launch(), UsageError);
+  using Set = std::map<std::string, std::string>;
+  for (const Set& set :
+       {Set{{"RANK", "4"}, {"WORLD_SIZE", "4"}}, Set{{"WORLD_SIZE", "4"}}, Set{{"RANK", "one"}, {"WORLD_SIZE", "4"}}}) {
+    const Environment environment(set);
+    CHECK_THROWS_AS(launch(), UsageError);
+  }
 }

@@ -58,7 +58,8 @@ std::filesystem::path scratch_folder(const std::string& name) {
 TEST_CASE("every key has one name, a section and a line of documentation") {
   Config config;
   std::set<std::string> names;
-  const std::set<std::string> sections{"data", "augment", "model", "method", "optimizer", "schedule", "train", "eval"};
+  const std::set<std::string> sections{"data",     "augment", "model", "method", "optimizer",
+                                       "schedule", "train",   "eval",  "comm"};
   for (const ConfigKey& key : config_keys(config)) {
     CHECK_MESSAGE(names.insert(key.name).second, key.name);
     CHECK_MESSAGE(!key.help.empty(), key.name);

@@ -1,5 +1,6 @@
 // Gradients of every differentiable op against central differences of its reference in double.
 #include "engine/ops.h"
+#include "tests/backend.h"
 #include "tests/reference.h"
 
 // After the project's headers: doctest's CHECK replaces that of kernels/check.h from here on.
@@ -11,6 +12,13 @@ using namespace csml;
 using namespace csml::test;
 
 namespace {
+
+/// Whether the backend under test has not all of the calls yet; says so.
+bool lacks(const std::set<std::string>& calls) {
+  const std::string missing = missing_call(calls);
+  if (!missing.empty()) MESSAGE("not on simt yet: " << missing);
+  return !missing.empty();
+}
 
 using Inputs = std::vector<Array>;
 using Vars = std::vector<Var>;
@@ -94,7 +102,7 @@ constexpr Tolerance kGradient{1e-9, 5e-5, "chains of two kernels"};
 /// with the op applied twice to the same leaves (so that gradients accumulate), then each input alone.
 void check_gradients(const std::string& name, const Inputs& inputs, const std::function<Var(const Vars&)>& op,
                      const std::function<Array(const Inputs&)>& reference, const Tolerance& tolerance = kGradient) {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Array y = reference(inputs);
   const Array r1 = draw(name + " r1", y.shape), r2 = draw(name + " r2", y.shape);
   std::vector<Array> expected;
@@ -188,6 +196,7 @@ TEST_CASE("relu, add, scale, reshape") {
 }
 
 TEST_CASE("pooling") {
+  if (lacks({"max_pool", "max_pool_grad", "global_avg_pool", "global_avg_pool_grad"})) return;
   struct {
     Shape x;
     int window, stride, pad;
@@ -204,6 +213,7 @@ TEST_CASE("pooling") {
 }
 
 TEST_CASE("l2_normalize") {
+  if (lacks({"l2_normalize", "l2_normalize_grad"})) return;
   for (const double scale : {1.0, 0.05, 30.0})
     check_gradients(
         cat("l2_normalize of size {}", scale), {draw("l2", {4, 9}, scale)},
@@ -212,6 +222,7 @@ TEST_CASE("l2_normalize") {
 }
 
 TEST_CASE("batch_norm") {
+  if (lacks({"batch_norm", "batch_norm_grad"})) return;
   struct {
     Shape x;
     int groups;
@@ -242,7 +253,7 @@ TEST_CASE("batch_norm") {
         check_gradients(name, inputs, op, [&](const Inputs& a) { return forward(a, with_relu); });
 
         // One output used three times: the first two gradients are summed on load, the third is accumulated.
-        const auto device = Device::open("cpu");
+        const auto device = open_backend();
         Vars leaves;
         for (const Array& input : inputs)
           leaves.push_back(Var::leaf(tensor(*device, input), Tensor::full(*device, input.shape, NAN)));
@@ -266,7 +277,8 @@ TEST_CASE("batch_norm") {
 }
 
 TEST_CASE("info_nce") {
-  const auto device = Device::open("cpu");
+  if (lacks({"info_nce"})) return;
+  const auto device = open_backend();
   const Array queue = draw_unit_rows("queue", {23, 6}), weights = draw("weights", {2}, 0.2, 1);
   const std::vector<Array> keys = {draw_unit_rows("key 0", {5, 6}), draw_unit_rows("key 1", {5, 6})};
   for (const float temperature : {0.07f, 0.2f, 1.f})
@@ -285,6 +297,7 @@ TEST_CASE("info_nce") {
 }
 
 TEST_CASE("cross_entropy") {
+  if (lacks({"cross_entropy"})) return;
   Array labels({5}, DType::i32);
   labels.v = {0, 3, 6, 3, 1};
   check_gradients(
@@ -301,6 +314,9 @@ TEST_CASE("cross_entropy") {
 }
 
 TEST_CASE("a residual block with a projection head") {
+  if (lacks({"batch_norm", "batch_norm_grad", "global_avg_pool", "global_avg_pool_grad", "l2_normalize",
+             "l2_normalize_grad", "info_nce"}))
+    return;
   const Array queue = draw_unit_rows("block queue", {9, 4}), key = draw_unit_rows("block key", {4, 4});
   const Array one = [] {
     Array w({1});
@@ -355,6 +371,7 @@ TEST_CASE("a residual block with a projection head") {
 }
 
 TEST_CASE("similarities, their losses in every form, rows of several") {
+  if (lacks({"row_dot", "scale_rows", "multi_positive"})) return;
   const Array a = draw_unit_rows("row_dots a", {4, 6}), b = draw_unit_rows("row_dots b", {4, 6}),
               c = draw_unit_rows("row_dots c", {4, 6});
   check_gradients(
@@ -410,6 +427,7 @@ TEST_CASE("similarities, their losses in every form, rows of several") {
 }
 
 TEST_CASE("gather_window") {
+  if (lacks({"gather_window", "gather_window_grad"})) return;
   Array corner({3, 2}, DType::i32);
   corner.v = {0, 2, 1, 0, 2, 1};
   check_gradients(
@@ -422,7 +440,8 @@ TEST_CASE("gather_window") {
 }
 
 TEST_CASE("batch_norm_inference and constants take part without a gradient") {
-  const auto device = Device::open("cpu");
+  if (lacks({"batch_norm_inference"})) return;
+  const auto device = open_backend();
   const Array x = draw("inference", {4, 3});
   const Tensor one = Tensor::full(*device, {3}, 1), zero = Tensor::full(*device, {3}, 0);
   const Var leaf = Var::leaf(tensor(*device, x), Tensor::full(*device, {4, 3}, 7));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/half.h"
 #include "kernels/random.h"
 
 namespace csml::test {
@@ -33,6 +34,10 @@ auto with_type(DType type, F&& f) {
   switch (type) {
     case DType::f32:
       return f(float{});
+    case DType::bf16:
+      return f(bf16{});
+    case DType::f16:
+      return f(f16{});
     case DType::f64:
       return f(double{});
     case DType::u8:
@@ -41,16 +46,15 @@ auto with_type(DType type, F&& f) {
       return f(int32_t{});
     case DType::i64:
       return f(int64_t{});
-    default:
-      throw Error(cat("tests have no host type for {}", name_of(type)));
   }
+  throw Error("no such element type");
 }
 
 inline std::vector<std::byte> to_bytes(const Array& a) {
   std::vector<std::byte> bytes(a.v.size() * size_of(a.dtype));
   with_type(a.dtype, [&]<class T>(T) {
     for (size_t i = 0; i < a.v.size(); ++i) {
-      const T value = static_cast<T>(a.v[i]);
+      const T value(static_cast<std::conditional_t<sizeof(T) == 2, float, T>>(a.v[i]));
       std::memcpy(bytes.data() + i * sizeof(T), &value, sizeof(T));
     }
   });
@@ -89,7 +93,7 @@ inline void fill_normal(Array& a, Random& random, bool outliers, double scale = 
   for (double& x : a.v) x += offset;
 }
 
-/// Largest errors that an f32 result may have; other element types must be equal. A case with wider bounds says why.
+/// Largest errors that an f32 result may have; integers must be equal. A case with wider bounds says why.
 ///   nmse = sum (got - want)^2 / sum want^2;   worst = max |got - want| / max |want|
 struct Tolerance {
   double nmse = 1e-10, worst = 5e-5;
@@ -97,10 +101,19 @@ struct Tolerance {
 };
 inline constexpr Tolerance kExact{0, 0, "moves values, computes nothing"};
 
+/// The bounds of a result that is computed like an f32 one and then rounded to its element type once: errors add, with
+/// u the unit roundoff, per element at most u |want|.
+inline Tolerance rounded_to(DType type, Tolerance tolerance) {
+  if (tolerance.worst == 0 || type == DType::f32 || type == DType::f64) return tolerance;
+  if (type != DType::bf16 && type != DType::f16) return kExact;
+  const double u = std::ldexp(1.0, type == DType::bf16 ? -8 : -11), nmse = u + std::sqrt(tolerance.nmse);
+  return {nmse * nmse, u + tolerance.worst, tolerance.reason};
+}
+
 /// Empty when got agrees with want; else one line that names `what` and its worst element.
 inline std::string difference(const std::string& what, const Array& got, const Array& want, Tolerance tolerance = {}) {
   if (got.size() != want.size()) return cat("{}: {} values, expected {}", what, got.v.size(), want.v.size());
-  if (want.dtype != DType::f32 && want.dtype != DType::f64) tolerance = kExact;
+  tolerance = rounded_to(want.dtype, tolerance);
   double error2 = 0, want2 = 0, worst = -1, largest = 0;
   int64_t at = 0;
   for (int64_t i = 0; i < want.size(); ++i) {

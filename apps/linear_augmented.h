@@ -1,0 +1,17 @@
+// csml linear --augment: the full protocol, apart from the cached one of apps/linear.cpp.
+#pragma once
+
+#include "apps/command.h"
+#include "apps/feature_source.h"
+#include "csml/probe_linear_augmented.h"
+
+namespace csml {
+
+struct LinearAugmented {
+  std::string train, test;
+  AugmentedProbeOptions probe;
+  double crop_min = 0.08;  // least share of an image's area in a training crop
+};
+int run_linear_augmented(const CommonOptions& common, const FeatureSourceOptions& source, LinearAugmented& o);
+
+}  // namespace csml
