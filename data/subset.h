@@ -18,8 +18,8 @@ class Subset : public Dataset {
   std::string name(int64_t i) const override { return base_.name(index_[static_cast<size_t>(i)]); }
   uint64_t fingerprint() const override;
   bool in_memory() const override { return base_.in_memory(); }
-  ImageView view(int64_t i, LoadScratch& scratch) const override {
-    return base_.view(index_[static_cast<size_t>(i)], scratch);
+  ImageView view(int64_t i, LoadScratch& scratch, const ChooseRegion& region) const override {
+    return base_.view(index_[static_cast<size_t>(i)], scratch, region);
   }
   std::string pixels_text() const override { return base_.pixels_text(); }
 
