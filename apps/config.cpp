@@ -310,8 +310,7 @@ std::string preset_list() {
                 head_field(preset.text, "cost"));
   }
   return text +
-         "\nEvery preset runs CsMl unless its name says otherwise; --method moco switches it to MoCo v2.\n"
-         "imagenet-r50-800ep-multicrop is not in this release: multi-crop is not built yet.\n";
+         "\nEvery preset runs CsMl unless its name says otherwise; --method moco switches such a one to MoCo v2.\n";
 }
 
 }  // namespace csml

@@ -33,7 +33,7 @@ int failed(int code, std::string message) {
 
 int run(int argc, char** argv) {
   const std::vector<std::string> arguments(argv, argv + argc);
-  CLI::App app("csml: contrastive pretraining of image encoders (CsMl, MoCo v2)", "csml");
+  CLI::App app("csml: contrastive pretraining of image encoders (CsMl, MoCo, SimCLR, BYOL)", "csml");
   app.set_version_flag("--version", cat("csml {} ({}, {}, {})", kVersion, kCommit, kCompiler, kBuildType));
   app.require_subcommand(1);
   app.footer(

@@ -20,7 +20,7 @@ struct KeyFlag {
 constexpr KeyFlag kKeyFlags[] = {
     {"--data", "data.train", "SPEC", "Images to pretrain on; labels are used for logging only"},
     {"--test-data", "data.test", "SPEC", "Labelled images of the online k-NN; absent: no online k-NN"},
-    {"--method", "method.name", "NAME", "csml | moco"},
+    {"--method", "method.name", "NAME", "csml | moco | simclr | byol | mocov3"},
     {"--device", "train.device", "NAME", "auto | cpu | cuda | cuda:N"},
     {"--precision", "train.precision", "NAME", "fp32"},
     {"--epochs", "train.epochs", "N", "Passes over the data"},

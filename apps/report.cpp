@@ -387,8 +387,9 @@ int run(const Options& o) {
   if (config) {
     const ModelConfig& model = config->model;
     about = cat("{} · ResNet-{}, {} stem, width {} · batch {} · queue {} · temperature {} · seed {}",
-                config->method.name == "csml" ? "CsMl" : "MoCo v2", model.depth, model.stem, model.width,
-                config->train.batch_size, config->method.queue, config->method.temperature, config->train.seed);
+                config->method.name == "csml" ? cat("csml over {}", config->method.base) : config->method.name,
+                model.depth, model.stem, model.width, config->train.batch_size, config->method.queue,
+                config->method.temperature, config->train.seed);
   }
   std::string html =
       cat("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"

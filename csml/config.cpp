@@ -6,6 +6,7 @@
 #include <map>
 #include <utility>
 
+#include "csml/siamese.h"
 #include "kernels/check.h"
 
 namespace csml {
@@ -44,9 +45,17 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"model.head_hidden", &c.model.head_hidden, "hidden units of the head; 0: as wide as the features"},
       {"model.head_mlp", &c.model.head_mlp, "two-layer head (MoCo v2); false: one linear layer (v1)"},
       {"model.dim", &c.model.dim, "dimensions of the embedding"},
+      {"model.head_bn", &c.model.head_bn,
+       "batch norm in the heads: none | hidden | all; auto: as the base is published"},
+      {"model.predictor_hidden", &c.model.predictor_hidden,
+       "byol, mocov3: hidden units of the predictor; 0: as the head"},
+      {"model.level_blocks", &c.model.level_blocks, "residual blocks of a lower level's head, the first with stride 2"},
 
-      {"method.name", &c.method.name, "csml | moco"},
+      {"method.name", &c.method.name, "csml | moco | simclr | byol | mocov3"},
+      {"method.base", &c.method.base, "csml: the method it builds on: moco | simclr | byol | mocov3"},
+      {"method.directions", &c.method.directions, "of the loss: 1, 2 (symmetrised); 0: as the base is published"},
       {"method.momentum", &c.method.momentum, "of the key encoder, per optimizer step"},
+      {"method.momentum_schedule", &c.method.momentum_schedule, "constant | cosine (rises to 1 at the end)"},
       {"method.temperature", &c.method.temperature, "of the contrastive loss"},
       {"method.queue", &c.method.queue, "keys in the queue"},
       {"method.bn_group_size", &c.method.bn_group_size, "images per batch-norm group; 0: the whole batch"},
@@ -60,8 +69,21 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"method.warmup_epochs", &c.method.warmup_epochs, "csml: its epochs; -1: max(1, round(0.055 * epochs))"},
       {"method.terms", &c.method.terms, "csml: terms of the loss, of q (own), p (partner), m (CutMix)"},
       {"method.partner", &c.method.partner, "csml: cross-samples are neighbor | random"},
-      {"method.levels", &c.method.levels, "stages with a loss; this release: res5"},
-      {"method.alignment", &c.method.alignment, "of lower levels; this release: global"},
+      {"method.warmup_gates_mixed", &c.method.warmup_gates_mixed, "csml: the CutMix term too starts after the warm-up"},
+      {"method.form", &c.method.form, "of several positives: csml | out | in | mil (docs/method.md)"},
+      {"method.queue_filter", &c.method.queue_filter,
+       "negatives with a larger cosine to a positive do not count; 1: off"},
+      {"method.levels", &c.method.levels, "stages with a loss, of res2 … res5"},
+      {"method.level_weights", &c.method.level_weights, "of the levels' losses, in their order; empty: all 1"},
+      {"method.alignment", &c.method.alignment, "of levels below res5: global | patch | patch-lite"},
+      {"method.patch_window", &c.method.patch_window, "side of a patch, pixels of the map; 0: 8/14 of the map"},
+      {"method.patch_stride", &c.method.patch_stride, "of the search for the best patch; 0: 3/14 of the map"},
+      {"method.crop_sizes", &c.method.crop_sizes, "small crops: their sides, pixels; empty: none"},
+      {"method.crop_counts", &c.method.crop_counts, "small crops of each size; empty: 1"},
+      {"method.crop_scale_min", &c.method.crop_scale_min, "least share of the area, per size; empty: by the side"},
+      {"method.crop_scale_max", &c.method.crop_scale_max, "largest share of the area, per size; empty: by the side"},
+      {"method.crop_weights", &c.method.crop_weights, "of the full views' loss, and of each small crop's"},
+      {"method.crop_statistics", &c.method.crop_statistics, "small crops update the running statistics"},
 
       {"optimizer.kind", &c.optimizer.kind, "sgd | lars | adamw"},
       {"optimizer.momentum", &c.optimizer.momentum, "sgd, lars"},
@@ -210,10 +232,34 @@ void require_pair(const char* key, const std::vector<double>& pair) {
           fmt::join(pair, ", "));
 }
 
+void check_levels(const Config& c) {
+  const MethodConfig& m = c.method;
+  require(!m.levels.empty(), "method.levels", "must name at least one of res2, res3, res4, res5");
+  for (const std::string& level : m.levels) {
+    require_one_of("method.levels", level, {"res2", "res3", "res4", "res5"});
+    require(std::count(m.levels.begin(), m.levels.end(), level) == 1, "method.levels", "names \"{}\" twice", level);
+  }
+  require(m.level_weights.empty() || m.level_weights.size() == m.levels.size(), "method.level_weights",
+          "must have as many entries as method.levels ({}), or none, got {}", m.levels.size(), m.level_weights.size());
+  for (const double w : m.level_weights) require(w >= 0, "method.level_weights", "must not be negative, got {}", w);
+  require_one_of("method.alignment", m.alignment, {"global", "patch", "patch-lite"});
+  require(m.patch_window >= 0, "method.patch_window", "must be 0 (8/14 of the map) or more, got {}", m.patch_window);
+  require(m.patch_stride >= 0, "method.patch_stride", "must be 0 (3/14 of the map) or more, got {}", m.patch_stride);
+  require(m.alignment == "global" || base_of(m).momentum_encoder, "method.alignment",
+          "\"{}\" needs a base with a momentum encoder, {} has none; use \"global\"", m.alignment, base_of(m).name);
+  levels_of(c);
+}
+
 void check_method(const Config& c) {
   const MethodConfig& m = c.method;
-  require_one_of("method.name", m.name, {"csml", "moco"});
+  std::vector<std::string> names;
+  for (const Base& base : bases()) names.push_back(base.name);
+  require_one_of("method.base", m.base, names);
+  names.insert(names.begin(), "csml");
+  require_one_of("method.name", m.name, names);
+  require(m.directions >= 0 && m.directions <= 2, "method.directions", "must be 0, 1 or 2, got {}", m.directions);
   require(m.momentum >= 0 && m.momentum < 1, "method.momentum", "must be in [0, 1), got {}", m.momentum);
+  require_one_of("method.momentum_schedule", m.momentum_schedule, {"constant", "cosine"});
   require(m.temperature > 0, "method.temperature", "must be above 0, got {}", m.temperature);
   require(m.queue > 0, "method.queue", "must be above 0, got {}", m.queue);
   require(m.bn_group_size == 0 || m.bn_group_size >= 2, "method.bn_group_size",
@@ -237,14 +283,12 @@ void check_method(const Config& c) {
     require(std::count(m.terms.begin(), m.terms.end(), term) == 1, "method.terms", "names \"{}\" twice", term);
   }
   require_one_of("method.partner", m.partner, {"neighbor", "random"});
-  for (const std::string& level : m.levels) {
-    require_one_of("method.levels", level, {"res2", "res3", "res4", "res5"});
-    require(level == "res5", "method.levels", "\"{}\" is not in this release; use [\"res5\"]", level);
-  }
-  require(m.levels.size() == 1, "method.levels", "must be [\"res5\"] in this release, got [{}]",
-          fmt::join(m.levels, ", "));
-  require_one_of("method.alignment", m.alignment, {"global", "patch"});
-  require(m.alignment == "global", "method.alignment", "\"{}\" is not in this release; use \"global\"", m.alignment);
+  require_one_of("method.form", m.form, {"csml", "out", "in", "mil"});
+  require(m.queue_filter > -1, "method.queue_filter", "must be a cosine above -1 (1: off), got {}", m.queue_filter);
+  check_levels(c);
+  require(m.crop_weights.size() == 2 && m.crop_weights[0] >= 0 && m.crop_weights[1] >= 0, "method.crop_weights",
+          "must be two weights of at least 0 (full views, each small crop), got [{}]", fmt::join(m.crop_weights, ", "));
+  crop_recipes(c);
 }
 
 void check_training(const Config& c) {
@@ -293,6 +337,10 @@ void check_model_and_evaluation(const Config& c) {
   require(m.head_hidden >= 0, "model.head_hidden", "must be 0 (as wide as the features) or more, got {}",
           m.head_hidden);
   require(m.dim >= 1, "model.dim", "must be at least 1, got {}", m.dim);
+  require_one_of("model.head_bn", m.head_bn, {"auto", "none", "hidden", "all"});
+  require(m.predictor_hidden >= 0, "model.predictor_hidden", "must be 0 (as the head) or more, got {}",
+          m.predictor_hidden);
+  require(m.level_blocks >= 1 && m.level_blocks <= 8, "model.level_blocks", "must be in 1 … 8, got {}", m.level_blocks);
 
   const EvalConfig& e = c.eval;
   require(e.knn_every_epochs >= 0, "eval.knn_every_epochs", "must be 0 (never) or more, got {}", e.knn_every_epochs);
@@ -326,6 +374,9 @@ void resolve(Config& c) {
 
   c.schedule.base_lr = c.lr_per_256 * c.train.batch_size / 256;
   c.schedule.epochs = c.train.epochs;
+  const Base& base = base_of(c.method);
+  if (c.method.directions == 0) c.method.directions = base.directions;
+  if (c.model.head_bn == "auto") c.model.head_bn = base.head_bn;
   // The released code's 11 of 200 epochs, as a share.
   if (c.method.warmup_epochs < 0)
     c.method.warmup_epochs = std::max(1, static_cast<int>(std::lround(0.055 * c.train.epochs)));

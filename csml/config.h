@@ -28,11 +28,17 @@ struct ModelConfig {
   int head_hidden = 0;            // 0: as wide as the backbone's features
   bool head_mlp = true;           // MoCo v2's MLP; false: one linear layer
   int dim = 128;                  // of the embedding
+  std::string head_bn = "auto";   // batch norm in the heads: none | hidden | all; auto: as the base is published
+  int predictor_hidden = 0;       // 0: as head_hidden
+  int level_blocks = 2;           // residual blocks of a lower level's head
 };
 
 struct MethodConfig {
-  std::string name = "csml";  // csml | moco
-  double momentum = 0.999;    // of the key encoder, per optimizer step
+  std::string name = "csml";                   // csml | moco | simclr | byol | mocov3
+  std::string base = "moco";                   // csml: what it builds on
+  int directions = 0;                          // of the loss: 1, 2 (symmetrised); 0: as the base is published
+  double momentum = 0.999;                     // of the key encoder, per optimizer step
+  std::string momentum_schedule = "constant";  // constant | cosine (to 1)
   double temperature = 0.2;
   int64_t queue = 65536;
   int bn_group_size = 32;  // images per batch-norm group; 0: the whole batch
@@ -47,8 +53,21 @@ struct MethodConfig {
   int warmup_epochs = -1;                         // epochs with warmup_weights; -1: max(1, round(0.055 * epochs))
   std::vector<std::string> terms{"q", "p", "m"};  // which of the three terms are used
   std::string partner = "neighbor";               // neighbor | random: where the cross-sample comes from
-  std::vector<std::string> levels{"res5"};        // stages with a loss; this release: res5
-  std::string alignment = "global";               // this release: global
+  bool warmup_gates_mixed = false;                // the mixed term too starts after the warm-up
+  std::string form = "csml";                      // of several positives: csml | out | in | mil
+  double queue_filter = 1;  // negatives with a larger cosine to a positive do not count; 1: all count
+  // Levels:
+  std::vector<std::string> levels{"res5"};  // stages with a loss
+  std::vector<double> level_weights;        // one per level; empty: all 1
+  std::string alignment = "global";         // of lower levels: global | patch | patch-lite
+  int patch_window = 0;                     // side of a patch on the map; 0: 8/14 of the map
+  int patch_stride = 0;                     // of the search for the best one; 0: 3/14 of the map
+  // Small crops:
+  std::vector<double> crop_sizes;                      // pixels; empty: none
+  std::vector<double> crop_counts;                     // of each size; empty: 1
+  std::vector<double> crop_scale_min, crop_scale_max;  // shares of the area; empty: augment's times size / crop_size
+  std::vector<double> crop_weights{0.5, 0.5};          // of the full views' loss, and of each small crop's
+  bool crop_statistics = true;                         // small crops update the running statistics
 };
 
 struct TrainConfig {

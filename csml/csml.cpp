@@ -1,70 +1,72 @@
-#include "csml/csml.h"
-
+// CsMl's cross-sample views (Xu et al., "Seed the Views"; the authors' released experiment; docs/method.md, section 2).
+//   x_i with its drawn neighbour x_j;  q, k = views of x_i;  p, kp = views of x_j;  m = CutMix(q, p)
+//   E(a, b) = the base's loss of anchor a and positive b: for MoCo, InfoNCE against the queue
+//   L_q = w0 E(q,k)  + w1 E(q,kp)      L_p = w0 E(p,kp) + w1 E(p,k)      L_m = lambda E(m,k) + (1-lambda) E(m,kp)
+//   L = (L_q + L_p + L_m) / 3;  only k is enqueued.
+// Over a symmetrised base the same once more with q and k, p and kp in each other's place.
 #include <algorithm>
+
+#include "csml/plan.h"
 
 namespace csml {
 
-CsMl::CsMl(Device& device, const Config& config, int in_channels, Comm& comm)
-    : MomentumContrast(device, config, in_channels, comm),
-      box_(device, {4}, DType::i32),
-      w_(device, {2}),
-      w_mix_(device, {2}),
-      w_own_(device, {1}) {
-  // With the first term alone and no weight on the partner's key this is MoCo, and the partner is not even loaded.
-  cross_ = uses("p") || uses("m") || config_.method.weights[1] != 0 || config_.method.warmup_weights[1] != 0;
-  add_view({ViewSpec::Source::own, config_.augment, kQ});
-  add_view({ViewSpec::Source::own, config_.augment, kK, 0});
-  if (!cross_) return;
-  add_view({ViewSpec::Source::neighbor, config_.augment, kP});
-  add_view({ViewSpec::Source::neighbor, config_.augment, kKp, 1});
-}
+namespace {
 
-bool CsMl::uses(const std::string& term) const {
-  return std::find(config_.method.terms.begin(), config_.method.terms.end(), term) != config_.method.terms.end();
-}
-
-void CsMl::load_extra(const StepInfo& info) {
-  const MethodConfig& m = config_.method;
-  const CutMixDraw draw = draw_cutmix(config_.train.seed, static_cast<uint64_t>(info.step), config_.augment.crop_size,
-                                      static_cast<float>(m.cutmix_alpha));
-  const std::vector<double>& w = info.epoch < m.warmup_epochs ? m.warmup_weights : m.weights;
-  upload({draw.box[0], draw.box[1], draw.box[2], draw.box[3]}, draw.lambda,
-         {static_cast<float>(w[0]), static_cast<float>(w[1])});
-}
-
-void CsMl::load_extra_given(const Given& given) { upload(given.box, given.lambda, given.weights); }
-
-void CsMl::upload(const std::array<int32_t, 4>& box, float lambda, const std::vector<float>& weights) {
-  box_.upload(std::span<const int32_t>(box));
-  w_mix_.upload(std::vector<float>{lambda, 1 - lambda});
-  w_.upload(weights);
-  w_own_.upload(std::vector<float>{weights[0]});
-  lambda_ = lambda;
-  weights_now_ = weights;
-}
-
-std::vector<MomentumContrast::Term> CsMl::terms() {
-  const Tensor q_images = view_images(kQ);
-  const Tensor k = embed_key(view_images(kK), 0);
-  enqueue_ = k;
-  std::vector<Term> list;
-  if (!cross_) {
-    list.push_back({"q", embed_query(q_images), {k}, w_own_});
-    return list;
-  }
-  const Tensor kp = embed_key(view_images(kKp), 1);
-  const Tensor p_images = uses("p") || uses("m") ? view_images(kP) : Tensor();
-  if (uses("q")) list.push_back({"q", embed_query(q_images), {k, kp}, w_});
-  if (uses("p")) list.push_back({"p", embed_query(p_images), {kp, k}, w_});
-  if (uses("m")) list.push_back({"m", embed_query(cut_mix(q_images, p_images, box_)), {k, kp}, w_mix_});
-  return list;
-}
-
-nlohmann::json CsMl::measure(int64_t steps) {
-  nlohmann::json out = MomentumContrast::measure(steps);
-  out["lambda"] = lambda_;
-  out["weights"] = weights_now_;
+StepDraw draw(const Config& config, const StepInfo& info) {
+  const MethodConfig& m = config.method;
+  const CutMixDraw cut = draw_cutmix(config.train.seed, static_cast<uint64_t>(info.step), config.augment.crop_size,
+                                     static_cast<float>(m.cutmix_alpha));
+  const bool warmup = info.epoch < m.warmup_epochs;
+  const std::vector<double>& w = warmup ? m.warmup_weights : m.weights;
+  StepDraw out{.box = {cut.box[0], cut.box[1], cut.box[2], cut.box[3]},
+               .lambda = cut.lambda,
+               .pair = {static_cast<float>(w[0]), static_cast<float>(w[1])},
+               .mixed = {cut.lambda, 1 - cut.lambda}};
+  if (warmup && m.warmup_gates_mixed) out.mixed = {0, 0};
   return out;
+}
+
+}  // namespace
+
+Plan cross_sample_plan(const Config& config) {
+  const MethodConfig& m = config.method;
+  const Base& base = base_of(m);
+  const auto uses = [&](const char* term) { return std::find(m.terms.begin(), m.terms.end(), term) != m.terms.end(); };
+  // With the first term alone and no weight on the partner's key this is the base, and the partner is not even loaded.
+  const bool cross = uses("p") || uses("m") || m.weights[1] != 0 || m.warmup_weights[1] != 0;
+  Plan plan;
+  plan.directions = m.directions;
+  plan.neighbors = cross;
+  plan.draw = draw;
+  const bool shuffled = base.momentum_encoder && plan.directions == 1;
+  const auto view = [&](const char* name, ViewSpec::Source source, int shuffle, int image) {
+    return plan.add_view(
+        name, {.source = source, .augment = config.augment, .number = 0, .shuffle = shuffled ? shuffle : -1}, image);
+  };
+  const int q = view("q", ViewSpec::Source::own, -1, 0), k = view("k", ViewSpec::Source::own, 0, 0);
+  if (!cross) {
+    plan.terms.push_back({.name = "q", .anchor = q, .keys = {k}, .weights = Plan::Weights::own});
+    if (plan.directions == 2)
+      plan.terms.push_back({.name = "q_back", .anchor = k, .keys = {q}, .weights = Plan::Weights::own, .direction = 1});
+    plan.add_crops(config, {k}, {q}, Plan::Weights::own);
+    return plan;
+  }
+  const int p = view("p", ViewSpec::Source::neighbor, -1, 1), kp = view("kp", ViewSpec::Source::neighbor, 1, 1);
+  const auto add_direction = [&](int a, int own, int b, int partner, int direction) {
+    const auto term = [&](const std::string& name, int anchor, std::vector<int> keys, Plan::Weights weights) {
+      plan.terms.push_back({.name = name, .anchor = anchor, .keys = keys, .weights = weights, .direction = direction});
+    };
+    const std::string back = direction ? "_back" : "";
+    if (uses("q")) term("q" + back, a, {own, partner}, Plan::Weights::pair);
+    if (uses("p")) term("p" + back, b, {partner, own}, Plan::Weights::pair);
+    if (!uses("m")) return;
+    plan.slots.push_back({.name = "m" + back, .view = -1, .base = a, .paste = b, .image = 2, .crop = false});
+    term("m" + back, static_cast<int>(plan.slots.size()) - 1, {own, partner}, Plan::Weights::mixed);
+  };
+  add_direction(q, k, p, kp, 0);
+  if (plan.directions == 2) add_direction(k, q, kp, p, 1);
+  plan.add_crops(config, {k, kp}, {q, p}, Plan::Weights::pair);
+  return plan;
 }
 
 }  // namespace csml

@@ -1,5 +1,4 @@
-// Method: what a self-supervised method is to the training loop. Adding one: a file that implements this, one line in
-// make_method, a limit test against a method that is known.
+// Method: what a self-supervised method is to the training loop. csml/plan.h and csml/base.h say what each one is.
 #pragma once
 
 #include <memory>
@@ -9,17 +8,11 @@
 #include <vector>
 
 #include "csml/encoder.h"
+#include "csml/plan.h"
 #include "csml/views.h"
 #include "engine/comm.h"
 
 namespace csml {
-
-/// Where a step stands; all of it is known on the host before the step.
-struct StepInfo {
-  int64_t step = 0;  // optimizer steps done before this one
-  int64_t epoch = 0;
-  double progress = 0;  // fractional epoch
-};
 
 class Method {
  public:
@@ -44,7 +37,8 @@ class Method {
   virtual std::vector<std::pair<std::string, Tensor>> state() const = 0;
 };
 
-/// "moco" or "csml", for one of the processes of `comm`. Throws UsageError for another name.
+/// A base by name (csml/base.h), or "csml" over one, for one of the processes of `comm`. Throws UsageError for another
+/// name.
 std::unique_ptr<Method> make_method(Device& device, const Config& config, int in_channels, Comm& comm = Comm::alone());
 
 }  // namespace csml

@@ -1,17 +1,30 @@
-#include "csml/moco.h"
+// MoCo v2 (He et al. 2020; Chen et al. 2020): positives from the momentum encoder, negatives from the queue.
+//   L = -log exp(q.k/T) / (exp(q.k/T) + sum_{n in Q} exp(q.n/T))
+#include <cmath>
+
+#include "csml/base.h"
 
 namespace csml {
 
-MoCo::MoCo(Device& device, const Config& config, int in_channels, Comm& comm)
-    : MomentumContrast(device, config, in_channels, comm), one_(Tensor::full(device, {1}, 1.f)) {
-  add_view({ViewSpec::Source::own, config_.augment, 0});
-  add_view({ViewSpec::Source::own, config_.augment, 1, 0});
+namespace {
+
+Var loss(const LossInput& in) {
+  const MethodConfig& m = in.config.method;
+  if (m.form != "csml" || m.queue_filter < 1) return contrastive_loss(in);
+  std::vector<Tensor> positives;  // the streaming kernel never holds the B x K logits
+  for (const Var& positive : in.positives) positives.push_back(positive.value());
+  return info_nce(in.anchor, positives, in.weights, in.bank.value(), static_cast<float>(m.temperature), in.similarity);
 }
 
-std::vector<MomentumContrast::Term> MoCo::terms() {
-  const Tensor k = embed_key(view_images(1), 0);
-  enqueue_ = k;
-  return {{"q", embed_query(view_images(0)), {k}, one_}};
+}  // namespace
+
+Base moco_base() {
+  return {.name = "moco",
+          .help = "MoCo v2: momentum encoder and a queue of keys",
+          .negatives = Base::Negatives::queue,
+          .loss = loss,
+          .factor = [](const Config&) { return 1.0; },
+          .chance = [](const Config& c) { return std::log(static_cast<double>(c.method.queue) + 1); }};
 }
 
 }  // namespace csml

@@ -134,12 +134,14 @@ AugmentConfig file_normalisation(const SafetensorsFile& file, AugmentConfig othe
 }
 
 void load_torchvision(Encoder& encoder, const SafetensorsFile& file, bool has_head) {
+  const auto kept = [has_head](const std::string& name) {  // keeps its initial values
+    return name.starts_with("heads.") || name.starts_with("predictors.") || (!has_head && name.starts_with("fc."));
+  };
   std::vector<NamedArray> arrays;
   for (NamedArray& array : read_arrays(file, ""))
-    if (has_head || array.name.rfind("fc.", 0) != 0) arrays.push_back(std::move(array));
-  if (!has_head)  // a plain backbone: the head keeps its initial values
-    for (NamedArray& array : to_host(encoder.params(), ""))
-      if (array.name.rfind("fc.", 0) == 0) arrays.push_back(std::move(array));
+    if (!kept(array.name)) arrays.push_back(std::move(array));
+  for (NamedArray& array : to_host(encoder.params(), ""))
+    if (kept(array.name)) arrays.push_back(std::move(array));
   try {
     from_host(encoder.params(), arrays, "");
   } catch (const Error& e) { throw Error(cat("{}: {}", file.path().string(), e.what())); }

@@ -14,6 +14,7 @@
 #include "csml/neighbors.h"
 #include "csml/probe_knn.h"
 #include "csml/saved_model.h"
+#include "csml/siamese.h"
 #include "engine/checkpoint.h"
 #include "engine/log.h"
 #include "engine/step.h"
@@ -313,10 +314,12 @@ void Run::log_step(int64_t steps) {
   line["images_per_second"] = per_second;
   line["data_wait"] = interval_wait_ / std::max(1e-9, elapsed);
   line["memory_bytes"] = device_.stats().reserved;
-  const double pushed = static_cast<double>(at_.step) * config_.train.batch_size;
-  const double rows = static_cast<double>(config_.method.queue);
-  line["queue_fill"] = std::min(1.0, pushed / rows);
-  line["queue_age_steps"] = std::min(pushed, rows) / config_.train.batch_size;
+  if (base_of(config_.method).negatives == Base::Negatives::queue) {
+    const double each = static_cast<double>(config_.train.batch_size) * config_.method.directions;
+    const double pushed = static_cast<double>(at_.step) * each, rows = static_cast<double>(config_.method.queue);
+    line["queue_fill"] = std::min(1.0, pushed / rows);
+    line["queue_age_steps"] = std::min(pushed, rows) / each;
+  }
   const bool finite = line["finite"].get<bool>() && std::isfinite(result_.loss);
   write(std::move(line));
   interval_start_ = Clock::now();
@@ -562,31 +565,50 @@ RunResult pretrain(Device& device, Comm& comm, const Config& config, const RunOp
 std::string plan_text(const Config& config) {
   const auto train = open_dataset(config.data.train);
   const auto device = Device::open("cpu");
-  const Encoder encoder(*device, config.model, train->channels(), config.train.seed, true);
+  const Encoder encoder(*device, config.model, train->channels(), config.train.seed, true, encoder_parts(config));
   const int64_t parameters = encoder.params().count();
   const int64_t size = config.augment.crop_size, batch = config.train.batch_size;
-  const bool cross = config.method.name == "csml";
-  const int query_forwards = cross ? static_cast<int>(config.method.terms.size()) : 1;
+  const Base& base = base_of(config.method);
+  const Plan plan = plan_of(config);
+  const std::vector<Level> levels = levels_of(config);
+  std::set<int> trained;  // slots that pass the trained encoder
+  for (const Plan::Term& term : plan.terms) {
+    trained.insert(term.anchor);
+    if (!base.momentum_encoder) trained.insert(term.keys.begin(), term.keys.end());
+  }
+  double query_forwards = 0;  // in units of a full view
+  for (const int slot : trained) {
+    const int view = plan.slots[static_cast<size_t>(slot)].view;
+    const int side = view < 0 ? config.augment.crop_size : plan.views[static_cast<size_t>(view)].augment.crop_size;
+    query_forwards += static_cast<double>(side) * side / (static_cast<double>(size) * static_cast<double>(size));
+  }
   // What a query forward keeps for backward, measured on two images and scaled.
   double activations = 0;
   {
     constexpr int64_t kSample = 2;
     const size_t before = device->stats().in_use;
     const Tensor images = Tensor::full(*device, {kSample, size, size, train->channels()}, 0.5f);
-    const Var embedded = encoder.embed(Var(images), {});
+    const Stages stages = encoder.trunk(Var(images), {});
+    std::vector<Var> embedded{encoder.project(stages.pooled, {})};
+    for (const Level& level : levels)
+      if (level.stage != Encoder::kTop)
+        embedded.push_back(encoder.head(level.stage, stages.stage[static_cast<size_t>(level.stage)], {}));
     activations = static_cast<double>(device->stats().in_use - before) * static_cast<double>(batch) / kSample;
   }
   const double mib = 1048576.0;
   const double state = static_cast<double>(parameters) * 4 * 4 / mib;  // q, k, gradient, momentum
-  const double queue = static_cast<double>(config.method.queue * config.model.dim) * 4 / mib;
+  const auto queues = static_cast<int64_t>(base.negatives == Base::Negatives::queue ? levels.size() : 0);
+  const double queue = static_cast<double>(queues * config.method.queue * config.model.dim) * 4 / mib;
   const int64_t steps = train->size() / batch;
   std::string text;
   text += cat("data        {}\n", train->describe());
   text += cat("steps       {} per epoch, {} in {} epochs\n", steps, steps * config.train.epochs, config.train.epochs);
   text += cat("parameters  {:.2f} M; encoders, gradient and momentum {:.1f} MiB\n",
               static_cast<double>(parameters) / 1e6, state);
-  text += cat("queue       {} x {}: {:.1f} MiB\n", config.method.queue, config.model.dim, queue);
-  text += cat("activations {} query forward{} of {}: {:.1f} MiB kept for backward\n", query_forwards,
+  if (queues > 0)
+    text += cat("queue       {} x {}{}: {:.1f} MiB\n", config.method.queue, config.model.dim,
+                queues > 1 ? cat(" for each of {} levels", queues) : "", queue);
+  text += cat("activations {:.3g} query forward{} of {}: {:.1f} MiB kept for backward\n", query_forwards,
               query_forwards == 1 ? "" : "s", batch, activations * query_forwards / mib);
   text +=
       cat("total       about {:.1f} MiB of device memory\n", state + queue + activations * query_forwards / mib * 1.15);

@@ -32,24 +32,28 @@ class Conv2d {
 /// Batch norm, fused with a residual add and ReLU where asked; gamma 1, beta 0, running statistics as torchvision's.
 class BatchNorm {
  public:
-  BatchNorm(Params& params, const std::string& name, int64_t channels);
+  /// affine = false: gamma 1 and beta 0 are fixed.
+  BatchNorm(Params& params, const std::string& name, int64_t channels, bool affine = true);
   /// act(bn(x) + residual); residual may be empty.
   Var operator()(const Var& x, const Forward& forward, bool relu, const Var& residual = {}) const;
 
  private:
   const Params* params_;
-  int gamma_, beta_, mean_, var_;
+  int gamma_ = -1, beta_ = -1, mean_, var_;
+  Var fixed_gamma_, fixed_beta_;  // where not affine
 };
 
 /// x w^T + b; weight [out,in] and bias uniform in +-1/sqrt(in) (PyTorch's default).
 class Linear {
  public:
-  Linear(Params& params, const std::string& name, int64_t in, int64_t out);
-  Var operator()(const Var& x) const { return linear(x, params_->parameter(weight_), params_->parameter(bias_)); }
+  Linear(Params& params, const std::string& name, int64_t in, int64_t out, bool bias = true);
+  Var operator()(const Var& x) const {
+    return linear(x, params_->parameter(weight_), bias_ < 0 ? Var() : params_->parameter(bias_));
+  }
 
  private:
   const Params* params_;
-  int weight_, bias_;
+  int weight_, bias_ = -1;
 };
 
 }  // namespace csml

@@ -199,6 +199,93 @@ Var info_nce(const Var& query, const std::vector<Tensor>& positives, const Tenso
   });
 }
 
+Var row_dots(const Var& query, const std::vector<Var>& positives) {
+  const Shape& s = query.shape();
+  CHECK(s.rank() == 2 && !positives.empty(), "row_dots of {} with {} positives", s.text(), positives.size());
+  Tensor y(query.value().device(), {static_cast<int64_t>(positives.size()), s[0]});
+  std::vector<Var> inputs{query};
+  std::vector<Tensor> values;
+  for (size_t j = 0; j < positives.size(); ++j) {
+    backend(y).row_dot(
+        {.a = query.value(), .b = positives[j].value(), .y = y.span(static_cast<int64_t>(j) * s[0], {s[0]})});
+    inputs.push_back(positives[j]);
+    values.push_back(positives[j].value());
+  }
+  return Var::op("row_dots", y, inputs, [x = query.value(), values](const Tensor& dy, std::span<const Sink> dx) {
+    const int64_t rows = x.shape()[0];
+    for (size_t j = 0; j < values.size(); ++j) {
+      const Tensor scale = dy.span(static_cast<int64_t>(j) * rows, {rows});
+      if (dx[0])
+        backend(dy).scale_rows(
+            {.x = values[j], .scale = scale, .y = dx[0].tensor, .write = j == 0 ? dx[0].write : Write::accumulate});
+      if (dx[j + 1]) backend(dy).scale_rows({.x = x, .scale = scale, .y = dx[j + 1].tensor, .write = dx[j + 1].write});
+    }
+  });
+}
+
+Var multi_positive(const Var& positives, const Var& negatives, const Tensor& weights, const MultiPositiveOptions& o,
+                   Similarity* similarity) {
+  Device& device = positives.value().device();
+  Tensor loss(device, {1}), dpositives, dnegatives;
+  if (positives.requires_grad()) dpositives = like(positives.value());
+  if (negatives.requires_grad()) dnegatives = like(negatives.value());
+  if (similarity && !similarity->positive) {
+    similarity->positive = Tensor(device, {positives.shape()[0]});
+    similarity->negative = Tensor(device, {1});
+  }
+  ConstViews close;
+  for (const Tensor& t : o.close) close.push_back(t);
+  backend(loss).multi_positive({.positives = positives.value(),
+                                .negatives = negatives ? ConstView(negatives.value()) : ConstView{},
+                                .weights = weights,
+                                .own = o.own,
+                                .ids = o.ids,
+                                .close = close,
+                                .threshold = o.threshold,
+                                .temperature = o.temperature,
+                                .form = o.form,
+                                .loss = loss,
+                                .dpositives = dpositives,
+                                .dnegatives = dnegatives,
+                                .positive_similarity = similarity ? View(similarity->positive) : View{},
+                                .negative_similarity = similarity ? View(similarity->negative) : View{}});
+  return Var::op("multi_positive", loss, {positives, negatives},
+                 [dpositives, dnegatives](const Tensor& dy, std::span<const Sink> dx) {
+                   const Tensor* gradient[] = {&dpositives, &dnegatives};
+                   for (int i = 0; i < 2; ++i)
+                     if (dx[i])
+                       backend(dy).axpy({.x = *gradient[i], .y = dx[i].tensor, .scale = dy, .write = dx[i].write});
+                 });
+}
+
+Var concat_rows(const std::vector<Var>& parts) {
+  CHECK(!parts.empty(), "concat_rows of nothing");
+  if (parts.size() == 1) return parts[0];
+  int64_t rows = 0;
+  for (const Var& part : parts) rows += part.shape()[0];
+  Tensor y(parts[0].value().device(), parts[0].shape().with_rows(rows));
+  std::vector<int64_t> first{0};
+  for (const Var& part : parts) {
+    copy(part.value(), y.rows(first.back(), part.shape()[0]));
+    first.push_back(first.back() + part.shape()[0]);
+  }
+  return Var::op("concat_rows", y, parts, [first](const Tensor& dy, std::span<const Sink> dx) {
+    for (size_t i = 0; i < dx.size(); ++i)
+      if (dx[i])
+        backend(dy).axpy({.x = dy.rows(first[i], first[i + 1] - first[i]), .y = dx[i].tensor, .write = dx[i].write});
+  });
+}
+
+Var gather_window(const Var& x, const Tensor& corner, int64_t rows, int64_t columns) {
+  const Shape& s = x.shape();
+  CHECK(s.rank() == 4, "gather_window of shape {}", s.text());
+  Tensor y(x.value().device(), {s[0], rows, columns, s[3]});
+  backend(y).gather_window({.x = x.value(), .corner = corner, .y = y});
+  return Var::op("gather_window", y, {x}, [corner](const Tensor& dy, std::span<const Sink> dx) {
+    if (dx[0]) backend(dy).gather_window_grad({.dy = dy, .corner = corner, .dx = dx[0].tensor, .write = dx[0].write});
+  });
+}
+
 Var cross_entropy(const Var& logits, const Tensor& labels, Tensor* correct) {
   Device& device = logits.value().device();
   Tensor loss(device, {1}), dlogits;
@@ -226,6 +313,12 @@ Tensor gather(const Tensor& x, const Tensor& index) {
   Tensor y(x.device(), x.shape().with_rows(index.size()), x.dtype());
   backend(y).gather({.x = x, .index = index, .y = y});
   return y;
+}
+
+Tensor best_window(const Tensor& x, const Tensor& key, int stride) {
+  Tensor corner(x.device(), {x.shape()[0], 2}, DType::i32);
+  backend(x).best_window({.x = x, .key = key, .corner = corner, .stride = stride});
+  return corner;
 }
 
 TopKResult top_k(const Tensor& queries, const Tensor& bank, int k, const Tensor& exclude) {

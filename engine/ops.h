@@ -51,6 +51,23 @@ struct Similarity {
 /// queue [K,D] as it is now: the value and the gradient are computed together, so a later write to the queue is safe.
 Var info_nce(const Var& query, const std::vector<Tensor>& positives, const Tensor& weights, const Tensor& queue,
              float temperature, Similarity* similarity = nullptr);
+/// [P,B] with y[j,i] = query[i] . positives[j][i]. query and each positive [B,D]; gradients reach all of them.
+Var row_dots(const Var& query, const std::vector<Var>& positives);
+/// Options of multi_positive; see Backend::MultiPositive.
+struct MultiPositiveOptions {
+  float temperature = 0.2f;
+  Backend::Form form = Backend::Form::csml;
+  Tensor own{}, ids{};          // i32 [B], [K]: negative n is not one of anchor i's where ids[n] = own[i]; may be empty
+  std::vector<Tensor> close{};  // [B,K] each: nor where one of these is above
+  float threshold = 1;          // this
+};
+/// A loss of similarities, -> scalar [1]. positives [P,B], negatives [B,K] (may be empty), weights [P].
+Var multi_positive(const Var& positives, const Var& negatives, const Tensor& weights,
+                   const MultiPositiveOptions& options, Similarity* similarity = nullptr);
+/// The rows of all, in order.
+Var concat_rows(const std::vector<Var>& parts);
+/// x [N,H,W,C], corner i32 [N,2] -> [N,rows,columns,C]: the window at each image's corner.
+Var gather_window(const Var& x, const Tensor& corner, int64_t rows, int64_t columns);
 /// Mean softmax cross entropy, -> scalar [1]. logits [M,C], labels i32 [M]; correct [1] is filled when given.
 Var cross_entropy(const Var& logits, const Tensor& labels, Tensor* correct = nullptr);
 
@@ -62,6 +79,8 @@ void copy(const Tensor& from, const Tensor& to);
 void accumulate(const Tensor& x, const Tensor& sum);
 /// [x[index[0]], x[index[1]], …]
 Tensor gather(const Tensor& x, const Tensor& index);
+/// i32 [N,2]: the corner of the window of x [N,H,W,C] that agrees best with key [N,R,S,C]; see Backend::BestWindow.
+Tensor best_window(const Tensor& x, const Tensor& key, int stride);
 struct TopKResult {
   Tensor scores;  // [M,k] f32, descending
   Tensor index;   // [M,k] i32

@@ -257,6 +257,70 @@ class Backend {
   };
   virtual void top_k(const TopK&) = 0;
 
+  /// y[i] = a[i,:] . b[i,:];  a, b [N,D], y [N]
+  struct RowDot {
+    ConstView a{}, b{};
+    View y{};
+  };
+  virtual void row_dot(const RowDot&) = 0;
+  /// y[i,:] (+)= scale[i] * x[i,:];  x, y [N,D], scale [N]
+  struct ScaleRows {
+    ConstView x{}, scale{};
+    View y{};
+    Write write = Write::overwrite;
+  };
+  virtual void scale_rows(const ScaleRows&) = 0;
+  /// Forms of a loss with several positives (docs/method.md, "Forms of the loss").
+  enum class Form { csml, out, in, mil, cosine };
+  /// Loss of given similarities. Per anchor i, with s_j = positives[j,i] / T and Z = sum of exp(negatives[i,n] / T)
+  /// over the negatives that count; W = sum_j w_j, u_j = w_j / max w, U = sum_j u_j exp(s_j), D = U + Z:
+  ///   csml    sum_j w_j (log(exp(s_j) + Z) - s_j)        out  sum_j w_j (log D - s_j)
+  ///   in      W (log D - log sum_j w_j / W exp(s_j))      mil  W (log D - log U)
+  ///   cosine  sum_j w_j (2 - 2 positives[j,i]), no negatives
+  /// loss = mean_i of that; all weights 0: 0. Negative n does not count for anchor i where ids[n] = own[i], nor where
+  /// close[l][i,n] > threshold for any l.
+  struct MultiPositive {
+    ConstView positives{};   // [P,B]
+    ConstView negatives{};   // [B,K], absent: none
+    ConstView weights{};     // [P]
+    ConstView own{}, ids{};  // i32 [B], [K]; absent: none left out
+    ConstViews close{};      // [B,K] each
+    float threshold = 1;     // for close
+    float temperature = 0.2f;
+    Form form = Form::csml;
+    View loss{};                 // [1]
+    View dpositives{};           // [P,B]: d loss / d positives for an upstream gradient of 1, may be absent
+    View dnegatives{};           // [B,K], may be absent
+    View positive_similarity{};  // [P]: mean_i positives[j,i], may be absent
+    View negative_similarity{};  // [1]: mean of the negatives that count (0 where none does), may be absent
+  };
+  virtual void multi_positive(const MultiPositive&) = 0;
+
+  // ---- windows of feature maps (multi-level views, docs/method.md) --------------------------------------------------
+  /// y[n,r,s,:] = x[n, corner[n,0] + r, corner[n,1] + s, :];  x [N,H,W,C], corner i32 [N,2], y [N,R,S,C]. A window that
+  /// leaves the map is an error.
+  struct GatherWindow {
+    ConstView x{}, corner{};
+    View y{};
+  };
+  virtual void gather_window(const GatherWindow&) = 0;
+  /// dx[n,h,w,:] (+)= dy[n, h - corner[n,0], w - corner[n,1], :] inside the window, 0 outside
+  struct GatherWindowGrad {
+    ConstView dy{}, corner{};
+    View dx{};
+    Write write = Write::overwrite;
+  };
+  virtual void gather_window_grad(const GatherWindowGrad&) = 0;
+  /// corner[n] = (y, x) that maximises sum_{r,s} cos(x[n, y+r, x+s, :], key[n,r,s,:]), the first of equals in row
+  /// order, over y in {0, stride, 2 stride, …, H-R} (the last one always) and x likewise.  x [N,H,W,C], key [N,R,S,C],
+  /// corner i32 [N,2]. A pixel of norm 0 has cosine 0.
+  struct BestWindow {
+    ConstView x{}, key{};
+    View corner{};
+    int stride = 1;
+  };
+  virtual void best_window(const BestWindow&) = 0;
+
   // ---- commit: the only calls that change state, all predicated on `finite` -----------------------------------------
   /// flag [1] i32 = 1 if every x[i] is finite, else 0; accumulate: flag = flag and that.
   struct AllFinite {

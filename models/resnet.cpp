@@ -30,45 +30,7 @@ Conv2d stem_conv(Params& params, const ResNetOptions& o, const std::string& pref
 
 }  // namespace
 
-/// relu(branch(x) + shortcut(x)); the branch is two 3x3 convolutions or 1x1, 3x3, 1x1.
-class ResNet::Block {
- public:
-  Block(Params& params, const std::string& name, bool bottleneck, int64_t in, int64_t planes, int stride) {
-    const int64_t out = bottleneck ? 4 * planes : planes;
-    int64_t channels = in;
-    auto unit = [&](int number, int64_t to, int kernel, int unit_stride) {
-      convs_.emplace_back(params, name + cat(".conv{}", number), channels, to, kernel, unit_stride, kernel / 2);
-      norms_.emplace_back(params, name + cat(".bn{}", number), to);
-      channels = to;
-    };
-    if (bottleneck) {
-      unit(1, planes, 1, 1);
-      unit(2, planes, 3, stride);
-      unit(3, out, 1, 1);
-    } else {
-      unit(1, planes, 3, stride);
-      unit(2, out, 3, 1);
-    }
-    if (stride != 1 || in != out) {
-      shortcut_conv_ = std::make_unique<Conv2d>(params, name + ".downsample.0", in, out, 1, stride, 0);
-      shortcut_norm_ = std::make_unique<BatchNorm>(params, name + ".downsample.1", out);
-    }
-  }
-
-  Var operator()(const Var& x, const Forward& forward) const {
-    Var y = x;
-    for (size_t i = 0; i + 1 < convs_.size(); ++i) y = norms_[i](convs_[i](y), forward, true);
-    y = convs_.back()(y);
-    const Var shortcut = shortcut_conv_ ? (*shortcut_norm_)((*shortcut_conv_)(x), forward, false) : x;
-    return norms_.back()(y, forward, true, shortcut);
-  }
-
- private:
-  std::vector<Conv2d> convs_;
-  std::vector<BatchNorm> norms_;
-  std::unique_ptr<Conv2d> shortcut_conv_;
-  std::unique_ptr<BatchNorm> shortcut_norm_;
-};
+bool has_bottlenecks(int depth) { return plan_of(depth).bottleneck; }
 
 ResNet::ResNet(Params& params, const ResNetOptions& options, const std::string& prefix)
     : options_(options), conv1_(stem_conv(params, options, prefix)), bn1_(params, prefix + "bn1", options.width) {
@@ -78,16 +40,13 @@ ResNet::ResNet(Params& params, const ResNetOptions& options, const std::string& 
     const int64_t planes = int64_t{options.width} << layer;
     for (int b = 0; b < plan.blocks[static_cast<size_t>(layer)]; ++b) {
       const int stride = layer > 0 && b == 0 ? 2 : 1;
-      layers_[static_cast<size_t>(layer)].push_back(std::make_unique<Block>(
+      layers_[static_cast<size_t>(layer)].push_back(std::make_unique<ResidualBlock>(
           params, prefix + cat("layer{}.{}", layer + 1, b), plan.bottleneck, channels, planes, stride));
-      channels = plan.bottleneck ? 4 * planes : planes;
+      channels = layers_[static_cast<size_t>(layer)].back()->channels();
     }
     stage_channels_[static_cast<size_t>(layer)] = channels;
   }
 }
-
-ResNet::~ResNet() = default;
-ResNet::ResNet(ResNet&&) noexcept = default;
 
 std::vector<std::string> ResNet::block_names() const {
   std::vector<std::string> names;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/layers.h"
+#include "models/block.h"
 
 namespace csml {
 
@@ -16,6 +17,9 @@ struct ResNetOptions {
   int width = 64;           // channels of the first stage; 64 is the published network
   int in_channels = 3;
 };
+
+/// Bottlenecks, or basic blocks. Throws UsageError for an unknown depth.
+bool has_bottlenecks(int depth);
 
 /// What a forward pass leaves at each stage.
 struct Stages {
@@ -29,8 +33,6 @@ struct Stages {
 class ResNet {
  public:
   ResNet(Params& params, const ResNetOptions& options, const std::string& prefix = "");
-  ~ResNet();
-  ResNet(ResNet&&) noexcept;
 
   /// x [N,H,W,in_channels]. pooled_blocks receives the global average of every residual block's output, in order.
   Stages operator()(const Var& x, const Forward& forward, std::vector<Var>* pooled_blocks = nullptr) const;
@@ -41,11 +43,10 @@ class ResNet {
   int64_t stage_channels(int stage) const { return stage_channels_[static_cast<size_t>(stage)]; }
 
  private:
-  class Block;
   ResNetOptions options_;
   Conv2d conv1_;
   BatchNorm bn1_;
-  std::array<std::vector<std::unique_ptr<Block>>, 4> layers_;
+  std::array<std::vector<std::unique_ptr<ResidualBlock>>, 4> layers_;
   std::array<int64_t, 4> stage_channels_{};
 };
 

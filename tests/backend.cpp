@@ -37,7 +37,13 @@ const std::set<std::string>& not_on_simt_yet() {
                                               "ema",
                                               "ring_write",
                                               "augment",
-                                              "cut_mix"};
+                                              "cut_mix",
+                                              "row_dot",
+                                              "scale_rows",
+                                              "multi_positive",
+                                              "gather_window",
+                                              "gather_window_grad",
+                                              "best_window"};
   return calls;
 }
 

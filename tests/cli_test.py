@@ -138,14 +138,14 @@ class CliTest(unittest.TestCase):
         for text, pattern in (("[train]\nepoch = 3\n", r"wrong.toml:2:1: unknown key train.epoch; did you mean"),
                               ("[train]\nepochs = \"many\"\n", r"wrong.toml:2:10: train.epochs must be a whole number"),
                               ("[train\n", r"wrong.toml:1:"),
-                              ("[method]\nlevels = [\"res4\"]\n", "not in this release")):
+                              ("[method]\nlevels = [\"res6\"]\n", "method.levels must be")):
             file.write_text(text)
             self.fails(2, pattern, "pretrain", "--config", file, "--data", TRAIN, "--out", self.tmp / "x")
         self.fails(1, "absent.toml", "pretrain", "--config", self.tmp / "absent.toml", "--data", TRAIN)
         self.fails(2, "CSML_TRAIN_EPOCH; did you mean CSML_TRAIN_EPOCHS", "pretrain", "--data", TRAIN,
                    env={"CSML_TRAIN_EPOCH": "3"})
         self.fails(2, "method.temprature; did you mean", "pretrain", "--data", TRAIN, "--set", "method.temprature=1")
-        self.fails(2, "csml or moco", "pretrain", "--data", TRAIN, "--method", "byol", "--out", self.tmp / "x")
+        self.fails(2, "csml or moco", "pretrain", "--data", TRAIN, "--method", "swav", "--out", self.tmp / "x")
         self.assertFalse((self.tmp / "x").exists())
 
     # ---- a run -------------------------------------------------------------------------------------------------------

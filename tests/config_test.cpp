@@ -181,10 +181,25 @@ TEST_CASE("values that cannot work together are refused by name") {
   CHECK(contains(refused({"method.bn_group_size=1"}), "method.bn_group_size"));
   CHECK(contains(refused({"method.queue=0"}), "method.queue"));
   CHECK(contains(refused({"method.temperature=0"}), "method.temperature"));
-  CHECK(contains(refused({"method.name=byol"}), "csml or moco"));
-  CHECK(contains(refused({"method.levels=res4,res5"}), "\"res4\" is not in this release"));
+  CHECK(contains(refused({"method.name=swav"}), "csml or moco or simclr or byol or mocov3"));
+  CHECK(contains(refused({"method.base=csml"}), "method.base"));
+  CHECK(contains(refused({"method.directions=3"}), "0, 1 or 2"));
+  CHECK(contains(refused({"method.momentum_schedule=step"}), "constant or cosine"));
+  CHECK(contains(refused({"method.form=sum"}), "csml or out or in or mil"));
+  CHECK(contains(refused({"method.queue_filter=-1"}), "method.queue_filter"));
+  CHECK(refused({"method.levels=res4,res5"}) == "no error");
+  CHECK(contains(refused({"method.levels=res5,res5"}), "twice"));
+  CHECK(contains(refused({"method.levels=res4,res5", "method.level_weights=1"}), "as many entries"));
+  CHECK(contains(refused({"method.levels=res4,res5", "method.alignment=patch", "method.patch_window=15"}), "larger"));
+  CHECK(contains(refused({"method.name=simclr", "method.alignment=patch"}), "needs a base with a momentum encoder"));
+  CHECK(contains(refused({"method.crop_sizes=96,64", "method.crop_counts=1"}), "as many entries"));
+  CHECK(contains(refused({"method.crop_sizes=96.5"}), "whole numbers"));
+  CHECK(contains(refused({"method.crop_sizes=96", "method.crop_counts=0"}), "at least 1"));
+  CHECK(contains(refused({"method.crop_weights=1"}), "two weights"));
+  CHECK(contains(refused({"model.head_bn=some"}), "auto or none or hidden or all"));
+  CHECK(contains(refused({"model.level_blocks=0"}), "1 … 8"));
   CHECK(contains(refused({"method.levels=res6"}), "method.levels must be"));
-  CHECK(contains(refused({"method.alignment=patch"}), "not in this release"));
+  CHECK(contains(refused({"method.alignment=line"}), "global or patch or patch-lite"));
   CHECK(contains(refused({"method.partner=friend"}), "neighbor or random"));
   CHECK(contains(refused({"method.terms=q,q"}), "twice"));
   CHECK(contains(refused({"method.terms=x"}), "q or p or m"));
@@ -238,10 +253,27 @@ TEST_CASE("every preset resolves, says where it comes from, and runs MoCo as wel
     CHECK(builder.build().config.method.name == "moco");
     CHECK(contains(preset_list(), preset.name + "\n"));
   }
-  for (const char* name : {"fashion-mnist-cpu", "cifar10-small", "cifar10-r18", "cifar100-r18", "imagenet100-r18",
-                           "imagenet-r50-200ep", "moco-v2-imagenet-r50-200ep"})
+  for (const char* name : {"fashion-mnist-cpu",
+                           "cifar10-small",
+                           "cifar10-r18",
+                           "cifar100-r18",
+                           "imagenet100-r18",
+                           "imagenet-r50-200ep",
+                           "moco-v2-imagenet-r50-200ep",
+                           "imagenet-r50-800ep-multicrop",
+                           "stl10-r18",
+                           "cifar10-r18-moco",
+                           "cifar10-r18-simclr",
+                           "cifar10-r18-byol",
+                           "cifar10-r18-mocov3",
+                           "cifar100-r18-moco",
+                           "cifar100-r18-simclr",
+                           "cifar100-r18-byol",
+                           "cifar100-r18-mocov3",
+                           "simclr-imagenet-r50-100ep",
+                           "byol-imagenet-r50-300ep",
+                           "mocov3-imagenet-r50-100ep"})
     CHECK_MESSAGE(names.contains(name), name);
-  CHECK(contains(preset_list(), "imagenet-r50-800ep-multicrop is not in this release"));
 }
 
 TEST_CASE("the released CsMl experiment is the preset, value by value") {

@@ -370,6 +370,75 @@ TEST_CASE("a residual block with a projection head") {
       {1e-8, 2e-4, "a chain of seven kernels"});
 }
 
+TEST_CASE("similarities, their losses in every form, rows of several") {
+  if (lacks({"row_dot", "scale_rows", "multi_positive"})) return;
+  const Array a = draw_unit_rows("row_dots a", {4, 6}), b = draw_unit_rows("row_dots b", {4, 6}),
+              c = draw_unit_rows("row_dots c", {4, 6});
+  check_gradients(
+      "row_dots", {a, b, c},
+      [](const Vars& v) {
+        return row_dots(v[0], {v[1], v[2]});
+      },
+      [](const Inputs& x) {
+        Array y({2, 4});
+        for (int64_t i = 0; i < 4; ++i) {
+          y[i] = reference::row_dot(x[0], x[1])[i];
+          y[4 + i] = reference::row_dot(x[0], x[2])[i];
+        }
+        return y;
+      });
+  check_gradients(
+      "concat_rows", {a, draw("concat", {2, 6})},
+      [](const Vars& v) {
+        return concat_rows({v[0], v[1]});
+      },
+      [](const Inputs& x) {
+        Array y({6, 6});
+        y.v = x[0].v;
+        y.v.insert(y.v.end(), x[1].v.begin(), x[1].v.end());
+        return y;
+      });
+  const Array positives = draw("multi positives", {2, 5}, 0.4), negatives = draw("multi negatives", {5, 9}, 0.4);
+  Array weights({2}), own({5}, DType::i32), ids({9}, DType::i32);
+  weights.v = {0.7, 0.3};
+  round_to_dtype(weights);
+  for (int64_t i = 0; i < 5; ++i) own[i] = static_cast<double>(i);
+  for (int64_t i = 0; i < 9; ++i) ids[i] = static_cast<double>(i % 5);
+  using Form = Backend::Form;
+  for (const Form form : {Form::csml, Form::out, Form::in, Form::mil, Form::cosine}) {
+    const bool cosine = form == Form::cosine;
+    check_gradients(
+        cat("multi_positive {}", static_cast<int>(form)), cosine ? Inputs{positives} : Inputs{positives, negatives},
+        [&](const Vars& v) {
+          Device& device = v[0].value().device();
+          MultiPositiveOptions options{.temperature = 0.5f, .form = form};
+          if (!cosine) {
+            options.own = Tensor::from(device, {5}, std::vector<int32_t>(own.v.begin(), own.v.end()));
+            options.ids = Tensor::from(device, {9}, std::vector<int32_t>(ids.v.begin(), ids.v.end()));
+          }
+          return multi_positive(v[0], cosine ? Var() : v[1], tensor(device, weights), options);
+        },
+        [&](const Inputs& x) {
+          Array loss({1});
+          loss[0] = reference::multi_positive(x[0], cosine ? Array() : x[1], weights, own, ids, {}, 1, 0.5, form).loss;
+          return loss;
+        });
+  }
+}
+
+TEST_CASE("gather_window") {
+  if (lacks({"gather_window", "gather_window_grad"})) return;
+  Array corner({3, 2}, DType::i32);
+  corner.v = {0, 2, 1, 0, 2, 1};
+  check_gradients(
+      "gather_window", {draw("map", {3, 5, 4, 2})},
+      [&](const Vars& v) {
+        const std::vector<int32_t> values(corner.v.begin(), corner.v.end());
+        return gather_window(v[0], Tensor::from(v[0].value().device(), {3, 2}, values), 3, 2);
+      },
+      [&](const Inputs& x) { return reference::gather_window(x[0], corner, 3, 2); });
+}
+
 TEST_CASE("batch_norm_inference and constants take part without a gradient") {
   if (lacks({"batch_norm_inference"})) return;
   const auto device = open_backend();

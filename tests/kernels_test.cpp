@@ -183,6 +183,8 @@ TEST_CASE("batch norm") { check_family({"batch_norm", "batch_norm_grad", "batch_
 TEST_CASE("losses") { check_family({"l2_normalize", "l2_normalize_grad", "info_nce", "cross_entropy"}); }
 TEST_CASE("top k") { check_family({"top_k"}); }
 TEST_CASE("commit calls") { check_family({"all_finite", "sgd", "lars", "adamw", "ema", "ring_write"}); }
+TEST_CASE("losses of several positives") { check_family({"row_dot", "scale_rows", "multi_positive"}); }
+TEST_CASE("windows of maps") { check_family({"gather_window", "gather_window_grad", "best_window"}); }
 TEST_CASE("augmentation") { check_family({"augment", "cut_mix"}); }
 
 TEST_CASE("calls without a CUDA kernel fail and are listed") {

@@ -9,8 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "csml/csml.h"
-#include "csml/moco.h"
+#include "csml/siamese.h"
 #include "data/dataset.h"
 #include "data/loader.h"
 
@@ -37,9 +36,8 @@ inline Config golden_config(const std::string& method) {
   return c;
 }
 
-inline std::unique_ptr<MomentumContrast> make(Device& device, const Config& config) {
-  if (config.method.name == "moco") return std::make_unique<MoCo>(device, config, 3);
-  return std::make_unique<CsMl>(device, config, 3);
+inline std::unique_ptr<Siamese> make(Device& device, const Config& config) {
+  return std::make_unique<Siamese>(device, config, 3, plan_of(config));
 }
 
 /// Everything a step may change, by name. Bytes, so that NaN equals itself.
@@ -86,8 +84,8 @@ inline std::vector<int32_t> identity(int64_t n = kBatch) {
   return p;
 }
 
-inline MomentumContrast::Given simple(Device& device, const std::vector<std::string>& views, int step = 0) {
-  MomentumContrast::Given given;
+inline Siamese::Given simple(Device& device, const std::vector<std::string>& views, int step = 0) {
+  Siamese::Given given;
   for (const std::string& v : views) given.images.push_back(hashed_view(device, cat("method test/{}/{}", step, v)));
   given.permutations = {{6, 1, 4, 3, 0, 7, 2, 5}, {3, 4, 5, 6, 7, 0, 1, 2}};
   given.box = {2, 3, 9, 12};

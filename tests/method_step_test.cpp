@@ -27,7 +27,7 @@ TEST_CASE("queues that the batch does not divide, and smaller than the batch") {
     c.method.queue = rows;
     return make(*device, c);
   };
-  auto run = [&](MomentumContrast& m, int step) {
+  auto run = [&](Siamese& m, int step) {
     m.load_given(simple(*device, {"q", "k"}, step));
     m.step();
     CHECK(std::isfinite(m.measure(1)["loss"].get<double>()));
@@ -76,7 +76,7 @@ TEST_CASE("a step with a NaN or an infinity anywhere in its images changes nothi
     for (size_t v = 0; v < views.size(); ++v)
       for (const float bad : {NAN, INFINITY}) {
         CAPTURE(views[v]);
-        MomentumContrast::Given given = simple(*device, views, 1);
+        Siamese::Given given = simple(*device, views, 1);
         std::vector<float> values = given.images[v].host<float>();
         values[5 * kSize * kSize * 3 + 77] = bad;  // one channel of one pixel of image 5
         given.images[v].upload(values);
@@ -106,7 +106,7 @@ TEST_CASE("shuffling changes the company a key is normalised in, and nothing els
     Config c = golden_config("moco");
     c.method.bn_group_size = group_size;
     const auto method = make(*device, c);
-    MomentumContrast::Given given = simple(*device, {"q", "k"});
+    Siamese::Given given = simple(*device, {"q", "k"});
     given.permutations = {permutation};
     method->load_given(given);
     method->step();

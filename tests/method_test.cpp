@@ -25,8 +25,8 @@ void set_state(Method& method, const Golden& golden, const std::string& p) {
 }
 
 /// What a golden step is given, but for its images.
-MomentumContrast::Given constants(const Golden& golden, const std::string& p, bool csml) {
-  MomentumContrast::Given given;
+Siamese::Given constants(const Golden& golden, const std::string& p, bool csml) {
+  Siamese::Given given;
   given.permutations.push_back(golden.values<int32_t>(p + "perm_k"));
   if (!csml) return given;
   given.permutations.push_back(golden.values<int32_t>(p + "perm_kp"));
@@ -46,7 +46,7 @@ void compare_steps(const std::string& name) {
   const Params& k = method->key_encoder().params();
   for (int i = 0; i < 3; ++i) {
     const std::string step = cat("step{}/", i), before = cat("state{}/", i), after = cat("state{}/", i + 1);
-    MomentumContrast::Given given = constants(golden, step, csml);
+    Siamese::Given given = constants(golden, step, csml);
     given.learning_rate = 0.06f;
     for (const std::string& v : view_names(name)) given.images.push_back(golden.tensor(*device, step + "view_" + v));
     auto run = [&] {
@@ -100,7 +100,7 @@ void compare_ten(const std::string& name) {
   set_state(*method, start, "state0/");
   std::vector<float> losses;
   for (int i = 0; i < 10; ++i) {
-    MomentumContrast::Given given = constants(golden, cat("{}/", i), name == "csml");
+    Siamese::Given given = constants(golden, cat("{}/", i), name == "csml");
     given.learning_rate = 0.001f;
     for (const std::string& v : view_names(name))
       given.images.push_back(hashed_view(*device, cat("{}/ten/{}/view_{}", name, i, v)));
@@ -126,7 +126,7 @@ TEST_CASE("ten CsMl steps in a row equal PyTorch") { compare_ten("csml"); }
 TEST_CASE("CsMl with weights (1, 0), no box, p = q and kp = k is MoCo's loss and gradient") {
   const auto device = Device::open("cpu");
   const auto moco = make(*device, golden_config("moco")), csml = make(*device, golden_config("csml"));
-  MomentumContrast::Given given = simple(*device, {"q", "k"});
+  Siamese::Given given = simple(*device, {"q", "k"});
   given.permutations = {given.permutations[0], given.permutations[0]};
   given.box = {5, 5, 5, 5};
   given.lambda = 1;
@@ -144,9 +144,9 @@ TEST_CASE("CsMl with weights (1, 0), no box, p = q and kp = k is MoCo's loss and
 
 TEST_CASE("each of CsMl's inputs matters") {
   const auto device = Device::open("cpu");
-  auto gradient = [&](const std::function<void(MomentumContrast::Given&)>& change) {
+  auto gradient = [&](const std::function<void(Siamese::Given&)>& change) {
     const auto method = make(*device, golden_config("csml"));
-    MomentumContrast::Given given = simple(*device, {"q", "k", "p", "kp"});
+    Siamese::Given given = simple(*device, {"q", "k", "p", "kp"});
     change(given);
     method->load_given(given);
     method->step();
@@ -207,8 +207,9 @@ TEST_CASE("the first step's weights follow the warm-up and then the configuratio
 TEST_CASE("an unknown method is refused") {
   const auto device = Device::open("cpu");
   Config config = golden_config("moco");
-  config.method.name = "byol";
-  CHECK_THROWS_WITH_AS(make_method(*device, config, 3), "method 'byol' is unknown; use csml or moco", UsageError);
+  config.method.name = "swav";
+  CHECK_THROWS_WITH_AS(make_method(*device, config, 3),
+                       "method 'swav' is unknown; use csml, moco, simclr, byol or mocov3", UsageError);
   config.method.name = "csml";
   CHECK(make_method(*device, config, 3)->needs_neighbors());
   config.method.name = "moco";

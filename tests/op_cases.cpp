@@ -40,6 +40,7 @@ const std::vector<OpCase>& op_cases() {
     add_contrast_cases(cases);
     add_commit_cases(cases);
     add_augment_cases(cases);
+    add_view_cases(cases);
     return cases;
   }();
   return all;
@@ -76,7 +77,13 @@ const std::vector<std::string>& backend_calls() {
                                                  "ema",
                                                  "ring_write",
                                                  "augment",
-                                                 "cut_mix"};
+                                                 "cut_mix",
+                                                 "row_dot",
+                                                 "scale_rows",
+                                                 "multi_positive",
+                                                 "gather_window",
+                                                 "gather_window_grad",
+                                                 "best_window"};
   return calls;
 }
 

@@ -65,6 +65,24 @@ struct CrossEntropy {
   double correct = 0;
 };
 CrossEntropy cross_entropy(const Array& logits, const Array& labels);
+/// y[i] = a[i,:] . b[i,:]
+Array row_dot(const Array& a, const Array& b);
+/// scale[i] * x[i,:]
+Array scale_rows(const Array& x, const Array& scale);
+struct MultiPositive {
+  double loss = 0;
+  Array dpositives, dnegatives, positive_similarity;
+  double negative_similarity = 0;
+};
+/// negatives, own, ids may be empty. Derivatives by the formulas of the probabilities, written apart from the loss.
+MultiPositive multi_positive(const Array& positives, const Array& negatives, const Array& weights, const Array& own,
+                             const Array& ids, const std::vector<Array>& close, double threshold, double temperature,
+                             Backend::Form form);
+
+Array gather_window(const Array& x, const Array& corner, int64_t rows, int64_t columns);
+Array gather_window_grad(const Array& dy, const Array& corner, Shape x);
+Array best_window(const Array& x, const Array& key, int stride);
+
 struct TopK {
   Array scores, index;
 };

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <thread>
 
+#include "csml/base.h"
 #include "csml/saved_model.h"
 #include "csml/train_loop.h"
 #include "data/dataset.h"
@@ -216,6 +217,45 @@ TEST_CASE("a run that stopped in the middle of an epoch goes on exactly") {
         CHECK(steps[i]["loss"] == whole[i]["loss"]);
       }
     }
+  }
+}
+
+TEST_CASE("levels, small crops and every base go on exactly, and their checkpoints hold it all") {
+  const auto with = [](const std::string& method, const std::string& base, const std::string& alignment) {
+    Config c = tiny(method, 3);
+    c.method.base = base;
+    c.method.levels = {"res4", "res5"};
+    c.method.alignment = alignment;
+    c.method.crop_sizes = {12, 8};
+    c.method.directions = 0;
+    c.model.head_bn = "auto";
+    c.method.momentum_schedule = "cosine";
+    c.lr_per_256 = 0.1;
+    resolve(c);
+    return c;
+  };
+  for (const Config& config :
+       {with("csml", "moco", "patch"), with("csml", "mocov3", "patch-lite"), with("simclr", "moco", "global"),
+        with("csml", "simclr", "global"), with("byol", "moco", "global")}) {
+    CAPTURE(cat("{} {}", config.method.name, config.method.base));
+    const Folder folder;
+    run(config, folder.path / "whole");
+    Config first = config;
+    first.train.max_steps = 7;  // after the first refresh, inside an epoch
+    CHECK(run(first, folder.path / "stopped").result.steps == 7);
+    CHECK(run(config, folder.path / "stopped").result.steps == 15);
+    check_equal(folder.path / "whole", folder.path / "stopped", 15);
+    const json last = metrics(folder.path / "whole", "step").back();
+    CHECK(last["loss_levels"].size() == 2);
+    CHECK(std::isfinite(last["loss"].get<double>()));
+    const std::string names = slurp(checkpoint(folder.path / "whole", 15) / "state.safetensors").substr(0, 4000);
+    const bool queue = base_of(config.method).negatives == Base::Negatives::queue;
+    CHECK(contains(names, "queue.res4.cursor") == queue);
+    CHECK(contains(names, "queue.res5.cursor") == queue);
+    const auto device = Device::open("cpu");  // what evaluation and export read
+    CHECK(load_model(*device, folder.path / "whole", "q").step == 15);
+    CHECK(load_model(*device, folder.path / "whole", "k").step == 15);
+    CHECK(contains(plan_text(config), queue ? "2 levels" : "activations"));
   }
 }
 

@@ -48,6 +48,12 @@ class CpuBackend final : public Backend {
   void info_nce(const InfoNce& a) override { run(cpu::info_nce, a); }
   void cross_entropy(const CrossEntropy& a) override { run(cpu::cross_entropy, a); }
   void top_k(const TopK& a) override { run(cpu::top_k, a); }
+  void row_dot(const RowDot& a) override { run(cpu::row_dot, a); }
+  void scale_rows(const ScaleRows& a) override { run(cpu::scale_rows, a); }
+  void multi_positive(const MultiPositive& a) override { run(cpu::multi_positive, a); }
+  void gather_window(const GatherWindow& a) override { run(cpu::gather_window, a); }
+  void gather_window_grad(const GatherWindowGrad& a) override { run(cpu::gather_window_grad, a); }
+  void best_window(const BestWindow& a) override { run(cpu::best_window, a); }
   void all_finite(const AllFinite& a) override { run(cpu::all_finite, a); }
   void sgd(const Sgd& a) override { run(cpu::sgd, a); }
   void lars(const Lars& a) override { run(cpu::lars, a); }

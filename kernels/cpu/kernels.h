@@ -33,6 +33,14 @@ void l2_normalize(const Backend::L2Normalize&);
 void l2_normalize_grad(const Backend::L2NormalizeGrad&);
 void info_nce(const Backend::InfoNce&);
 void cross_entropy(const Backend::CrossEntropy&);
+// multi_positive.cpp
+void row_dot(const Backend::RowDot&);
+void scale_rows(const Backend::ScaleRows&);
+void multi_positive(const Backend::MultiPositive&);
+// window.cpp
+void gather_window(const Backend::GatherWindow&);
+void gather_window_grad(const Backend::GatherWindowGrad&);
+void best_window(const Backend::BestWindow&);
 // topk.cpp
 void top_k(const Backend::TopK&);
 // optim.cpp

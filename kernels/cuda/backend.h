@@ -71,6 +71,14 @@ class CudaBackend final : public Backend {
   void ring_write(const RingWrite& a) override { run("ring_write", cuda::ring_write, a); }
   void augment(const Augment& a) override { run("augment", cuda::augment, a); }
   void cut_mix(const CutMix& a) override { run("cut_mix", cuda::cut_mix, a); }
+  void row_dot(const RowDot& a) override { run("row_dot", cuda::row_dot, a); }
+  void scale_rows(const ScaleRows& a) override { run("scale_rows", cuda::scale_rows, a); }
+  void multi_positive(const MultiPositive& a) override { run("multi_positive", cuda::multi_positive, a); }
+  void gather_window(const GatherWindow& a) override { run("gather_window", cuda::gather_window, a); }
+  void gather_window_grad(const GatherWindowGrad& a) override {
+    run("gather_window_grad", cuda::gather_window_grad, a);
+  }
+  void best_window(const BestWindow& a) override { run("best_window", cuda::best_window, a); }
 
  private:
   struct State;  // stream, context, libraries: all that needs CUDA's headers

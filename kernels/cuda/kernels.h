@@ -41,5 +41,13 @@ void ring_write(Context&, const Backend::RingWrite&);
 // augment.cu
 void augment(Context&, const Backend::Augment&);
 void cut_mix(Context&, const Backend::CutMix&);
+// multi_positive.cu
+void row_dot(Context&, const Backend::RowDot&);
+void scale_rows(Context&, const Backend::ScaleRows&);
+void multi_positive(Context&, const Backend::MultiPositive&);
+// window.cu
+void gather_window(Context&, const Backend::GatherWindow&);
+void gather_window_grad(Context&, const Backend::GatherWindowGrad&);
+void best_window(Context&, const Backend::BestWindow&);
 
 }  // namespace csml::cuda

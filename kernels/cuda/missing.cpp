@@ -31,5 +31,11 @@ void ema(Context&, const Backend::Ema&) { missing("ema"); }
 void ring_write(Context&, const Backend::RingWrite&) { missing("ring_write"); }
 void augment(Context&, const Backend::Augment&) { missing("augment"); }
 void cut_mix(Context&, const Backend::CutMix&) { missing("cut_mix"); }
+void row_dot(Context&, const Backend::RowDot&) { missing("row_dot"); }
+void scale_rows(Context&, const Backend::ScaleRows&) { missing("scale_rows"); }
+void multi_positive(Context&, const Backend::MultiPositive&) { missing("multi_positive"); }
+void gather_window(Context&, const Backend::GatherWindow&) { missing("gather_window"); }
+void gather_window_grad(Context&, const Backend::GatherWindowGrad&) { missing("gather_window_grad"); }
+void best_window(Context&, const Backend::BestWindow&) { missing("best_window"); }
 
 }  // namespace csml::cuda

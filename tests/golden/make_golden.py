@@ -8,12 +8,13 @@ import augmentation
 import features
 import losses
 import networks
+import plans
 import steps
 
 FILES = {"pooling": networks.pooling, "splitbn": networks.splitbn, "resnet18_cifar": networks.resnet18_cifar,
          "resnet50_imagenet": networks.resnet50_imagenet, "losses": losses.losses, "knn": losses.knn,
          "optim": losses.optim, "augment": augmentation.augment_file, "moco_steps": steps.moco_steps,
-         "csml_steps": steps.csml_steps, "features_jpeg": features.features_jpeg}
+         "csml_steps": steps.csml_steps, "features_jpeg": features.features_jpeg, **plans.FILES}
 
 
 def main():

@@ -53,6 +53,12 @@ class SimtBackend : public Backend {
   void ring_write(const RingWrite&) override { missing("ring_write"); }
   void augment(const Augment&) override { missing("augment"); }
   void cut_mix(const CutMix&) override { missing("cut_mix"); }
+  void row_dot(const RowDot&) override { missing("row_dot"); }
+  void scale_rows(const ScaleRows&) override { missing("scale_rows"); }
+  void multi_positive(const MultiPositive&) override { missing("multi_positive"); }
+  void gather_window(const GatherWindow&) override { missing("gather_window"); }
+  void gather_window_grad(const GatherWindowGrad&) override { missing("gather_window_grad"); }
+  void best_window(const BestWindow&) override { missing("best_window"); }
 
  private:
   using Tape = std::vector<std::function<void()>>;

@@ -1,0 +1,337 @@
+#include "csml/siamese.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "data/shuffle.h"
+#include "engine/optim.h"
+#include "kernels/random.h"
+
+namespace csml {
+
+namespace {
+
+Tensor scalar(Device& device, float value) { return Tensor::full(device, {1}, value); }
+
+/// Mean over dimensions of the standard deviation over the batch, times sqrt(D): 1 for directions spread over the whole
+/// sphere, 0 when all embeddings are one point (collapse). Chen & He 2021 (SimSiam) watch the same number.
+double feature_spread(const Tensor& embeddings) {
+  const int64_t n = embeddings.shape()[0], d = embeddings.shape()[1];
+  const std::vector<float> x = embeddings.host<float>();
+  double total = 0;
+  for (int64_t j = 0; j < d; ++j) {
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double v = x[static_cast<size_t>(i * d + j)];
+      sum += v;
+      squares += v * v;
+    }
+    const double mean = sum / static_cast<double>(n);
+    total += std::sqrt(std::max(0.0, squares / static_cast<double>(n) - mean * mean));
+  }
+  return total / static_cast<double>(d) * std::sqrt(static_cast<double>(d));
+}
+
+/// Lower levels of the loss, which have heads of their own.
+EncoderParts parts_of(const std::vector<Level>& levels, bool predictors) {
+  EncoderParts parts{.stages = {}, .predictors = predictors};
+  for (const Level& level : levels)
+    if (level.stage != Encoder::kTop) parts.stages.push_back(level.stage);
+  return parts;
+}
+
+std::vector<int> slots_with_keys(const Plan& plan) {
+  std::vector<int> slots;
+  for (const Plan::Term& term : plan.terms)
+    for (const int key : term.keys)
+      if (std::find(slots.begin(), slots.end(), key) == slots.end()) slots.push_back(key);
+  // As views come: the partner's key after the own one, whichever term names it first.
+  std::stable_sort(slots.begin(), slots.end(), [&](int a, int b) {
+    const auto rank = [&](int slot) {  // keys of direction 0 before those of direction 1
+      for (const Plan::Term& term : plan.terms)
+        if (term.direction == 0 && std::find(term.keys.begin(), term.keys.end(), slot) != term.keys.end()) return 0;
+      return 1;
+    };
+    return std::pair(rank(a), a) < std::pair(rank(b), b);
+  });
+  return slots;
+}
+
+}  // namespace
+
+std::vector<Level> levels_of(const Config& config) {
+  const MethodConfig& m = config.method;
+  std::vector<Level> levels;
+  for (size_t i = 0; i < m.levels.size(); ++i) {
+    Level level{.name = m.levels[i], .stage = stage_of_level(m.levels[i])};
+    if (!m.level_weights.empty()) level.weight = static_cast<float>(m.level_weights.at(i));
+    int halvings = level.stage + (config.model.stem == "cifar" ? 0 : 2);
+    level.side = config.augment.crop_size;
+    while (halvings-- > 0) level.side = (level.side + 1) / 2;
+    if (m.alignment != "global" && level.stage != Encoder::kTop) {
+      // 8 of 14, searched every 3, as the authors' branch has it for res4 at 224 pixels
+      const auto share = [&](double of_14) {
+        return std::max<int64_t>(1, std::lround(of_14 / 14 * static_cast<double>(level.side)));
+      };
+      level.window = m.patch_window > 0 ? m.patch_window : share(8);
+      level.stride = m.patch_stride > 0 ? m.patch_stride : static_cast<int>(share(3));
+      if (level.window > level.side)
+        throw UsageError(cat("method.patch_window = {} is larger than the map of {} ({} x {})", level.window,
+                             level.name, level.side, level.side));
+    }
+    levels.push_back(level);
+  }
+  std::stable_sort(levels.begin(), levels.end(), [](const Level& a, const Level& b) { return a.stage > b.stage; });
+  return levels;
+}
+
+EncoderParts encoder_parts(const Config& config) {
+  return parts_of(levels_of(config), base_of(config.method).predictor);
+}
+
+Siamese::Siamese(Device& device, const Config& config, int in_channels, Plan plan, Comm& comm)
+    : device_(device),
+      config_(config),
+      base_(base_of(config.method)),
+      plan_(std::move(plan)),
+      levels_(levels_of(config)),
+      key_slots_(slots_with_keys(plan_)),
+      f_q_(device, config.model, in_channels, config.train.seed, true, encoder_parts(config)),
+      comm_(comm),
+      layout_(batch_layout(config, comm)),
+      buckets_(f_q_.params(), comm),
+      optimizer_(Optimizer::make(f_q_.params(), config.optimizer)),
+      box_(device, {4}, DType::i32),
+      w_one_(scalar(device, 1)),
+      w_own_(device, {1}),
+      w_pair_(device, {2}),
+      w_mixed_(device, {2}),
+      learning_rate_(scalar(device, 0)),
+      momentum_(scalar(device, static_cast<float>(config.method.momentum))),
+      statistics_momentum_(scalar(device, 0.9f)),  // torchvision's batch norm: new share 0.1
+      finite_(Tensor::from(device, {1}, std::vector<int32_t>{1})),
+      total_sum_(scalar(device, 0)),
+      positive_sum_(scalar(device, 0)),
+      negative_sum_(scalar(device, 0)),
+      momentum_now_(static_cast<float>(config.method.momentum)) {
+  const uint64_t seed = config.train.seed;
+  if (base_.momentum_encoder)  // the same seed: starts as a copy
+    f_k_.emplace(device, config.model, in_channels, seed, false, parts_of(levels_, false));
+  for (const Level& level : levels_) {
+    if (base_.negatives == Base::Negatives::queue)
+      queues_.emplace_back(device, config.method.queue, config.model.dim, seed, static_cast<uint32_t>(level.stage + 2));
+    corners_.push_back(
+        Tensor::from(device, {layout_.local, 2}, std::vector<int32_t>(2 * static_cast<size_t>(layout_.local))));
+    if (level.window > 0 && !base_.momentum_encoder)
+      throw UsageError(
+          cat("method.alignment = \"{}\" needs a base with a momentum encoder, {} has none; use \"global\"",
+              config.method.alignment, base_.name));
+  }
+  for (const ViewSpec& spec : plan_.views) inputs_.emplace_back(device, layout_.local, spec);
+  if (layout_.loader_shuffles && plan_.directions == 2)
+    throw UsageError(
+        "a symmetrised loss needs its views in the batch's order, and the shuffle reaches over processes: set "
+        "method.shuffle=false, or method.shuffle_span to the images of one process");
+  std::vector<int32_t> own, ids;
+  for (int64_t i = 0; i < layout_.local; ++i) own.push_back(static_cast<int32_t>(layout_.first + i));
+  for (int copies = base_.negatives == Base::Negatives::anchors_and_keys ? 2 : 1; copies > 0; --copies)
+    for (int64_t i = 0; i < layout_.global; ++i) ids.push_back(static_cast<int32_t>(i));
+  own_ = Tensor::from(device, {layout_.local}, own);
+  ids_ = Tensor::from(device, {static_cast<int64_t>(ids.size())}, ids);
+  for (const Level& level : levels_)
+    for (const Plan::Term& term : plan_.terms)
+      if (!term.crop || level.name == levels_[0].name) term_names_.emplace_back(level.name, term.name);
+  loss_sum_ = Tensor::full(device, {static_cast<int64_t>(term_names_.size())}, 0.f);
+  load_draw({});
+}
+
+// ---- inputs of a step -----------------------------------------------------------------------------------------------
+
+void Siamese::load(const Batch& batch, const StepInfo& info) {
+  CHECK(batch.views.size() == inputs_.size(), "a batch of {} views for a method of {}", batch.views.size(),
+        inputs_.size());
+  for (size_t v = 0; v < inputs_.size(); ++v) inputs_[v].upload(batch.views[v]);
+  const MethodConfig& m = config_.method;
+  for (size_t number = 0; f_k_ && number < key_slots_.size(); ++number) {
+    std::vector<int32_t> permutation = shuffle_permutation(config_.train.seed, info.step, static_cast<uint32_t>(number),
+                                                           layout_.global, m.shuffle ? layout_.span : 1);
+    if (!layout_.loader_shuffles) {  // whole spans lie here: this process's rows are permuted among themselves
+      permutation = {permutation.begin() + layout_.first, permutation.begin() + layout_.first + layout_.local};
+      for (int32_t& place : permutation) place -= static_cast<int32_t>(layout_.first);
+    }
+    load_permutation(static_cast<int>(number), permutation);
+  }
+  for (size_t l = 0; l < levels_.size(); ++l) {
+    if (levels_[l].window == 0) continue;
+    Random random(config_.train.seed, Purpose::patch, static_cast<uint64_t>(info.step), 0,
+                  static_cast<uint32_t>(levels_[l].stage));
+    const auto places = static_cast<uint32_t>(levels_[l].side - levels_[l].window + 1);
+    const auto y = static_cast<int32_t>(random.below(places)), x = static_cast<int32_t>(random.below(places));
+    load_corner(l, {y, x});
+  }
+  lr_now_ = static_cast<float>(learning_rate(config_.schedule, info.progress));
+  learning_rate_.upload(std::vector<float>{lr_now_});
+  momentum_now_ = static_cast<float>(m.momentum);
+  if (m.momentum_schedule == "cosine")  // BYOL: 1 - (1 - m) (cos(pi e / E) + 1) / 2
+    momentum_now_ = static_cast<float>(
+        1 -
+        (1 - m.momentum) * (std::cos(std::numbers::pi * std::min(1.0, info.progress / config_.train.epochs)) + 1) / 2);
+  momentum_.upload(std::vector<float>{momentum_now_});
+  load_draw(plan_.draw ? plan_.draw(config_, info) : StepDraw{});
+}
+
+void Siamese::load_given(const Given& given) {
+  CHECK(comm_.size() == 1, "given inputs are those of one process");
+  given_ = given.images;
+  for (size_t number = 0; number < given.permutations.size(); ++number)
+    load_permutation(static_cast<int>(number), given.permutations[number]);
+  for (size_t l = 0; l < given.corners.size(); ++l) load_corner(l, given.corners[l]);
+  lr_now_ = given.learning_rate;
+  learning_rate_.upload(std::vector<float>{lr_now_});
+  StepDraw draw{.box = given.box, .lambda = given.lambda, .mixed = {given.lambda, 1 - given.lambda}};
+  if (!given.weights.empty()) draw.pair = given.weights;
+  load_draw(draw);
+}
+
+void Siamese::load_draw(const StepDraw& draw) {
+  box_.upload(std::span<const int32_t>(draw.box));
+  w_mixed_.upload(draw.mixed);
+  w_pair_.upload(draw.pair);
+  w_own_.upload(std::vector<float>{draw.pair[0]});
+  draw_ = draw;
+}
+
+void Siamese::load_corner(size_t level, std::array<int32_t, 2> corner) {
+  std::vector<int32_t> all;
+  for (int64_t i = 0; i < layout_.local; ++i) all.insert(all.end(), corner.begin(), corner.end());
+  corners_.at(level).upload(all);
+}
+
+void Siamese::load_permutation(int number, const std::vector<int32_t>& permutation) {
+  const int64_t n = static_cast<int64_t>(permutation.size());
+  std::vector<int32_t> inverse(permutation.size());
+  for (size_t i = 0; i < permutation.size(); ++i)
+    inverse[static_cast<size_t>(permutation[i])] = static_cast<int32_t>(i);
+  if (shuffle_.size() <= static_cast<size_t>(number)) {
+    shuffle_.push_back(Tensor(device_, {n}, DType::i32));
+    unshuffle_.push_back(Tensor(device_, {n}, DType::i32));
+  }
+  shuffle_[static_cast<size_t>(number)].upload(permutation);
+  unshuffle_[static_cast<size_t>(number)].upload(inverse);
+}
+
+// ---- the step -------------------------------------------------------------------------------------------------------
+
+void Siamese::step() {
+  query_statistics_.clear();
+  key_statistics_.clear();
+  if (f_k_)
+    for (size_t number = 0; number < key_slots_.size(); ++number)
+      keys_[key_slots_[number]] = make_key(key_slots_[number], static_cast<int>(number));
+  Var total = total_loss();
+  accumulate(total.value(), total_sum_);
+  enqueue_.clear();
+  if (!queues_.empty())
+    for (const Level& level : levels_) {
+      std::vector<Var> rows{key_embedding(level, Plan::kK)};
+      if (plan_.directions == 2) rows.push_back(key_embedding(level, Plan::kQ));
+      const NoGrad no_grad;
+      enqueue_.push_back(concat_rows(rows).value());
+    }
+  // From here the graph alone holds what backward needs, and drops it on the way.
+  images_.clear();
+  anchors_.clear();
+  keys_.clear();
+  banks_.clear();
+  buckets_.backward(total);
+  commit();
+}
+
+void Siamese::average_statistics() {
+  // Every process holds as many groups: the mean over all groups is the mean of the processes' means.
+  comm_.fork();
+  for (const Statistics& s : query_statistics_) comm_.all_reduce_mean(s.values);
+  for (const Statistics& s : key_statistics_) comm_.all_reduce_mean(s.values);
+  comm_.join();
+}
+
+void Siamese::commit() {
+  average_statistics();
+  all_finite(f_q_.params().grad(), finite_);
+  comm_.all_reduce_min(finite_);  // all change their state, or none does
+  optimizer_->step(learning_rate_, finite_);
+  const auto update = [&](const std::vector<Statistics>& list, const Tensor& running) {
+    for (const Statistics& s : list)
+      ema(s.values, running.span(s.range.first, {s.range.count}), statistics_momentum_, finite_);
+  };
+  update(query_statistics_, f_q_.params().buffers());
+  if (f_k_) {
+    update(key_statistics_, f_k_->params().buffers());
+    // theta_k <- m theta_k + (1 - m) theta_q: due before the next step's key forwards, so it is the end of this one.
+    // The predictors, which it lacks, are the last of theta_q.
+    const Tensor& theta_k = f_k_->params().master();
+    ema(f_q_.params().master().span(0, theta_k.shape()), theta_k, momentum_, finite_);
+  }
+  for (size_t l = 0; l < queues_.size(); ++l) {
+    const Tensor keys(device_, enqueue_[l].shape().with_rows(enqueue_[l].shape()[0] * comm_.size()));
+    comm_.all_gather(enqueue_[l], keys);
+    queues_[l].push(keys, finite_);
+  }
+}
+
+// ---- what is said of it ---------------------------------------------------------------------------------------------
+
+nlohmann::json Siamese::measure(int64_t steps) {
+  CHECK(last_query_ && steps > 0, "measure() before the first step");
+  for (const Tensor& sum : {loss_sum_, total_sum_, positive_sum_, negative_sum_}) comm_.all_reduce_mean(sum);
+  const Tensor embeddings(device_, last_query_.shape().with_rows(layout_.global));
+  comm_.all_gather(last_query_, embeddings);
+  const double n = static_cast<double>(steps);
+  const std::vector<float> losses = loss_sum_.host<float>();
+  nlohmann::json out, by_term, by_level = nlohmann::json::object();
+  int full_terms = 0, crops = 0;
+  for (const Plan::Term& term : plan_.terms) ++(term.crop ? crops : full_terms);
+  for (size_t t = 0; t < losses.size(); ++t) {
+    const auto& [level, term] = term_names_[t];
+    by_term[level == levels_[0].name ? term : level + "." + term] = losses[t] / n;
+    const bool crop = term.starts_with("crop");
+    // Mean over the full-size terms, as the loss has it, before factors and weights.
+    if (!crop) by_level[level] = by_level.value(level, 0.0) + losses[t] / n / full_terms;
+  }
+  const double factor = base_.factor(config_) * plan_.directions;
+  double share = 0;
+  for (const Level& level : levels_) {
+    const std::vector<double>& w = config_.method.crop_weights;
+    const bool small = crops > 0 && level.name == levels_[0].name;
+    share += level.weight * (small ? w[0] + w[1] * crops / plan_.directions : 1);
+  }
+  out["loss"] = total_sum_.item() / n;
+  out["loss_terms"] = by_term;
+  out["loss_levels"] = by_level;
+  out["chance"] = base_.chance(config_) * factor * share;
+  out["positive_similarity"] = positive_sum_.item() / n;
+  out["negative_similarity"] = negative_sum_.item() / n;
+  out["feature_spread"] = feature_spread(embeddings);
+  out["lr"] = lr_now_;
+  if (f_k_) out["momentum"] = momentum_now_;
+  if (plan_.draw) {
+    out["lambda"] = draw_.lambda;
+    out["weights"] = draw_.pair;
+  }
+  out["finite"] = finite_.host<int32_t>()[0] == 1;
+  for (const Tensor& sum : {loss_sum_, total_sum_, positive_sum_, negative_sum_}) fill(sum, 0);
+  return out;
+}
+
+std::vector<std::pair<std::string, Tensor>> Siamese::state() const {
+  std::vector<std::pair<std::string, Tensor>> all;
+  for (size_t l = 0; l < queues_.size(); ++l) {
+    all.emplace_back("queue." + levels_[l].name, queues_[l].rows());
+    all.emplace_back("queue." + levels_[l].name + ".cursor", queues_[l].cursor());
+  }
+  for (auto& [name, tensor] : optimizer_->state()) all.emplace_back("optimizer." + name, tensor);
+  return all;
+}
+
+}  // namespace csml

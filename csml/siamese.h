@@ -1,0 +1,137 @@
+// Siamese: trains an encoder by comparing views of images: executes a Plan (views and terms) over a Base (loss,
+// momentum encoder, negatives), at every level. commit() is the one place where a step changes state (docs/method.md).
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "csml/batch_layout.h"
+#include "csml/method.h"
+#include "csml/plan.h"
+#include "csml/queue.h"
+#include "engine/buckets.h"
+
+namespace csml {
+
+/// The levels of the loss: stages (Encoder::kTop first where it is one) with their weights.
+struct Level {
+  std::string name{};  // res2 … res5
+  int stage = Encoder::kTop;
+  float weight = 1;
+  int64_t side = 0, window = 0;  // of the stage's map of a full view, and of its patches; window 0: global
+  int stride = 1;                // of the search for the best window
+};
+std::vector<Level> levels_of(const Config& config);
+/// What the trained encoder has beside trunk and head.
+EncoderParts encoder_parts(const Config& config);
+
+class Siamese final : public Method {
+ public:
+  /// The processes of `comm` share every global batch; what each of them holds afterwards is the same.
+  Siamese(Device& device, const Config& config, int in_channels, Plan plan, Comm& comm = Comm::alone());
+
+  std::vector<ViewSpec> views() const override { return plan_.views; }
+  void load(const Batch& batch, const StepInfo& info) override;
+  void step() override;
+  nlohmann::json measure(int64_t steps) override;
+  Encoder& query_encoder() override { return f_q_; }
+  Encoder& key_encoder() override { return f_k_ ? *f_k_ : f_q_; }
+  bool needs_neighbors() const override { return plan_.neighbors; }
+  std::vector<std::pair<std::string, Tensor>> state() const override;
+
+  // For tests.
+  const Queue& queue(size_t level = 0) const { return queues_.at(level); }
+  /// The inputs of a step of one process instead of load()'s: normalised images per view, permutation per key.
+  struct Given {
+    std::vector<Tensor> images;                      // one [B,S,S,C] per view
+    std::vector<std::vector<int32_t>> permutations;  // one per key forward
+    std::array<int32_t, 4> box{};
+    float lambda = 1;
+    std::vector<float> weights;  // own key, partner's key
+    float learning_rate = 0;
+    std::vector<std::array<int32_t, 2>> corners;  // key window per level; empty: (0, 0)
+  };
+  void load_given(const Given& given);
+
+ private:
+  /// What an encoder makes of one slot; levels by their stage.
+  struct Anchor {
+    Stages stages;
+    std::map<int, Var> embedding;  // of whole maps
+  };
+  struct Key {
+    std::map<int, Var> embedding;  // in the batch's order
+    std::map<int, Tensor> window;  // the map's key window, likewise
+  };
+  /// Batch statistics of one forward of one part of an encoder.
+  struct Statistics {
+    Tensor values;  // laid out like `first, count` of the running ones
+    Encoder::Range range;
+  };
+
+  Tensor images(int slot);
+  Forward forward_of(Encoder& encoder, Encoder::Range range, int64_t n, std::vector<Statistics>& list, bool keep);
+  Anchor& anchor(int slot);
+  Var project_query(const Level& level, const Var& x, bool keep);
+  Var anchor_embedding(const Level& level, int slot);
+  /// The anchor's patch that agrees best with the key's window, embedded.
+  Var anchor_patch(const Level& level, int slot, const Tensor& window);
+  Key make_key(int slot, int number);
+  Var key_embedding(const Level& level, int slot);
+  /// Rows that were computed in permuted order, in the batch's order.
+  Tensor unshuffled(const Tensor& rows, int number);
+  /// The rows of all processes, in the batch's order; the gradient of the whole batch flows back. The one place where
+  /// negatives cross processes.
+  Var gather_keys(const Var& rows);
+  Var bank(const Level& level, size_t level_index, int direction);
+  bool by_patches(const Level& level, const Plan::Term& term, int key) const;
+  Var term_loss(const Level& level, size_t level_index, const Plan::Term& term, Similarity* similarity);
+  Var total_loss();
+  void commit();
+  void average_statistics();
+  void load_permutation(int number, const std::vector<int32_t>& permutation);
+  void load_draw(const StepDraw& draw);
+  void load_corner(size_t level, std::array<int32_t, 2> corner);
+  const Tensor& weights_of(Plan::Weights weights) const;
+
+  Device& device_;
+  Config config_;
+  const Base& base_;
+  Plan plan_;
+  std::vector<Level> levels_;
+  std::vector<int> key_slots_;  // in the order of their forwards
+  Encoder f_q_;
+  std::optional<Encoder> f_k_;
+  std::vector<Queue> queues_;  // per level, where the base has a queue
+  Comm& comm_;
+  BatchLayout layout_;
+  GradientBuckets buckets_;
+  std::vector<ViewInput> inputs_;
+  std::vector<Tensor> given_;
+  std::vector<Tensor> shuffle_, unshuffle_;  // i32 per key: of this process's images, or of all where they come so
+  std::vector<Tensor> corners_;              // i32 [B,2] per level
+  Tensor own_, ids_;                         // i32 [B], [M] of an in-batch bank
+  std::unique_ptr<Optimizer> optimizer_;
+  Tensor box_, w_one_, w_own_, w_pair_, w_mixed_;
+  Tensor learning_rate_, momentum_, statistics_momentum_, finite_;
+  StepDraw draw_;
+
+  // Of the step that runs
+  std::map<int, Tensor> images_;
+  std::map<int, Anchor> anchors_;
+  std::map<int, Key> keys_;
+  std::map<std::pair<int, int>, Var> banks_;  // by stage and direction
+  std::vector<Tensor> enqueue_;               // per level: this process's keys to push at commit
+  std::vector<Statistics> query_statistics_, key_statistics_;
+
+  // Sums since the last measure(), one per (level, term) in the order of term_names_, and of the whole loss
+  std::vector<std::pair<std::string, std::string>> term_names_;  // level, term
+  Tensor loss_sum_, total_sum_, positive_sum_, negative_sum_;
+  Tensor last_query_;  // this process's embeddings of the first anchor
+  float lr_now_ = 0, momentum_now_ = 0;
+};
+
+}  // namespace csml

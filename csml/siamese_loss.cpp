@@ -1,0 +1,223 @@
+// Siamese's forward half: embeddings of anchors and keys at every level, and the loss made of them.
+#include "csml/siamese.h"
+
+namespace csml {
+
+// ---- embeddings -----------------------------------------------------------------------------------------------------
+
+Tensor Siamese::images(int slot) {
+  const auto found = images_.find(slot);
+  if (found != images_.end()) return found->second;
+  const Plan::Slot& s = plan_.slots[static_cast<size_t>(slot)];
+  const auto view = static_cast<size_t>(s.view);
+  const Tensor made = s.view < 0       ? cut_mix(images(s.base), images(s.paste), box_)
+                      : given_.empty() ? inputs_[view].images()
+                                       : given_[view];
+  return images_[slot] = made;
+}
+
+Forward Siamese::forward_of(Encoder& encoder, Encoder::Range range, int64_t n, std::vector<Statistics>& list,
+                            bool keep) {
+  const int64_t group = config_.method.bn_group_size > 0 ? config_.method.bn_group_size : n;
+  Forward forward{.training = true, .groups = static_cast<int>(n / group), .statistics = {}};
+  if (!keep || range.count == 0) return forward;
+  forward.statistics = Tensor::full(device_, encoder.params().buffers().shape(), 0.f);  // the gaps stay zero
+  list.push_back({forward.statistics.span(range.first, {range.count}), range});
+  return forward;
+}
+
+Siamese::Anchor& Siamese::anchor(int slot) {
+  Anchor& a = anchors_[slot];
+  if (a.stages.pooled) return a;
+  const bool keep = !plan_.slots[static_cast<size_t>(slot)].crop || config_.method.crop_statistics;
+  const Tensor x = images(slot);
+  a.stages = f_q_.trunk(Var(x), forward_of(f_q_, f_q_.trunk_statistics(), x.shape()[0], query_statistics_, keep));
+  return a;
+}
+
+Var Siamese::project_query(const Level& level, const Var& x, bool keep) {
+  const int64_t n = x.shape()[0];
+  Var z = f_q_.head(level.stage, x, forward_of(f_q_, f_q_.head_statistics(level.stage), n, query_statistics_, keep));
+  if (base_.predictor)
+    z = f_q_.predict(level.stage, z,
+                     forward_of(f_q_, f_q_.predictor_statistics(level.stage), n, query_statistics_, keep));
+  return l2_normalize(z);
+}
+
+Var Siamese::anchor_embedding(const Level& level, int slot) {
+  Anchor& a = anchor(slot);
+  Var& embedding = a.embedding[level.stage];
+  const bool keep = !plan_.slots[static_cast<size_t>(slot)].crop || config_.method.crop_statistics;
+  if (!embedding)
+    embedding = project_query(
+        level, level.stage == Encoder::kTop ? a.stages.pooled : a.stages.stage[static_cast<size_t>(level.stage)], keep);
+  return embedding;
+}
+
+Var Siamese::anchor_patch(const Level& level, int slot, const Tensor& window) {
+  const Var& map = anchor(slot).stages.stage[static_cast<size_t>(level.stage)];
+  const Tensor corner = best_window(map.value(), window, level.stride);
+  return project_query(level, gather_window(map, corner, level.window, level.window), true);
+}
+
+Siamese::Key Siamese::make_key(int slot, int number) {
+  const NoGrad no_grad;
+  const Tensor x = images(slot);
+  const Tensor shuffled = layout_.loader_shuffles ? x : gather(x, shuffle_[static_cast<size_t>(number)]);
+  const int64_t n = shuffled.shape()[0];
+  const Stages stages =
+      f_k_->trunk(Var(shuffled), forward_of(*f_k_, f_k_->trunk_statistics(), n, key_statistics_, true));
+  Key key;
+  for (size_t l = 0; l < levels_.size(); ++l) {
+    const Level& level = levels_[l];
+    Var in = level.stage == Encoder::kTop ? stages.pooled : stages.stage[static_cast<size_t>(level.stage)];
+    if (level.window > 0) {  // one window for the whole step, so the permutation does not matter to it
+      in = gather_window(in, corners_[l], level.window, level.window);
+      key.window[level.stage] = unshuffled(in.value(), number);
+    }
+    const Var z = l2_normalize(
+        f_k_->head(level.stage, in, forward_of(*f_k_, f_k_->head_statistics(level.stage), n, key_statistics_, true)));
+    key.embedding[level.stage] = Var(unshuffled(z.value(), number));
+  }
+  return key;
+}
+
+Var Siamese::key_embedding(const Level& level, int slot) {
+  return f_k_ ? keys_.at(slot).embedding.at(level.stage) : anchor_embedding(level, slot);
+}
+
+Tensor Siamese::unshuffled(const Tensor& rows, int number) {
+  const Tensor& unshuffle = unshuffle_[static_cast<size_t>(number)];
+  if (!layout_.loader_shuffles) return gather(rows, unshuffle);
+  const Tensor all(device_, rows.shape().with_rows(layout_.global));
+  comm_.all_gather(rows, all);
+  return gather(all, unshuffle).rows(layout_.first, layout_.local);
+}
+
+Var Siamese::gather_keys(const Var& rows) {
+  if (comm_.size() == 1) return rows;
+  const int64_t mine = rows.shape()[0];
+  const Tensor all(device_, rows.shape().with_rows(mine * comm_.size()));
+  comm_.all_gather(rows.value(), all);
+  // The processes' gradients are averaged afterwards, so a row takes the sum of what all losses say of it.
+  return Var::op("gather_keys", all, {rows}, [&comm = comm_, mine](const Tensor& dy, std::span<const Sink> dx) {
+    if (!dx[0]) return;
+    comm.join();  // a reduction whose result is needed at once
+    comm.all_reduce_sum(dy);
+    comm.fork();
+    backend(dy).axpy({.x = dy.rows(comm.rank() * mine, mine), .y = dx[0].tensor, .write = dx[0].write});
+  });
+}
+
+// ---- the loss -------------------------------------------------------------------------------------------------------
+
+const Tensor& Siamese::weights_of(Plan::Weights weights) const {
+  switch (weights) {
+    case Plan::Weights::own:
+      return w_own_;
+    case Plan::Weights::pair:
+      return w_pair_;
+    case Plan::Weights::mixed:
+      return w_mixed_;
+    case Plan::Weights::one:
+      break;
+  }
+  return w_one_;
+}
+
+Var Siamese::bank(const Level& level, size_t level_index, int direction) {
+  if (base_.negatives == Base::Negatives::none) return {};
+  if (base_.negatives == Base::Negatives::queue) return Var(queues_[level_index].rows());
+  const bool both = base_.negatives == Base::Negatives::anchors_and_keys;
+  Var& made = banks_[{level.stage, both ? 0 : direction}];
+  if (made) return made;
+  if (both) {
+    made = concat_rows({gather_keys(anchor_embedding(level, Plan::kQ)), gather_keys(key_embedding(level, Plan::kK))});
+  } else {
+    made = gather_keys(key_embedding(level, direction == 0 ? Plan::kK : Plan::kQ));
+  }
+  return made;
+}
+
+bool Siamese::by_patches(const Level& level, const Plan::Term& term, int key) const {
+  if (level.window == 0 || term.crop) return false;
+  const Plan::Slot& a = plan_.slots[static_cast<size_t>(term.anchor)];
+  // patch-lite searches only where anchor and key show one image; elsewhere the anchor's whole map is embedded.
+  return config_.method.alignment == "patch" || a.image == plan_.slots[static_cast<size_t>(key)].image;
+}
+
+Var Siamese::term_loss(const Level& level, size_t level_index, const Plan::Term& term, Similarity* similarity) {
+  const bool in_batch =
+      base_.negatives == Base::Negatives::keys || base_.negatives == Base::Negatives::anchors_and_keys;
+  LossInput in{.config = config_,
+               .anchor = {},
+               .positives = {},
+               .weights = weights_of(term.weights),
+               .bank = bank(level, level_index, term.direction),
+               .own = in_batch ? own_ : Tensor(),
+               .ids = in_batch ? ids_ : Tensor(),
+               .similarity = similarity};
+  bool patches = false;
+  for (const int key : term.keys) {
+    in.positives.push_back(key_embedding(level, key));
+    patches |= by_patches(level, term, key);
+  }
+  if (!patches) {
+    in.anchor = anchor_embedding(level, term.anchor);
+    if (similarity) last_query_ = in.anchor.value();
+    return base_.loss(in);
+  }
+  // Each pair has an anchor of its own: the patch that agrees with that key.
+  Var sum;
+  const Tensor weights = in.weights;
+  const std::vector<Var> positives = in.positives;
+  for (size_t j = 0; j < positives.size(); ++j) {
+    in.anchor = by_patches(level, term, term.keys[j])
+                    ? anchor_patch(level, term.anchor, keys_.at(term.keys[j]).window.at(level.stage))
+                    : anchor_embedding(level, term.anchor);
+    in.positives = {positives[j]};
+    in.weights = weights.span(static_cast<int64_t>(j), {1});
+    in.similarity = j == 0 ? similarity : nullptr;
+    if (in.similarity) last_query_ = in.anchor.value();
+    const Var loss = base_.loss(in);
+    sum = sum ? add(sum, loss) : loss;
+  }
+  return sum;
+}
+
+Var Siamese::total_loss() {
+  int full_terms = 0, crops = 0;  // of one direction
+  for (const Plan::Term& term : plan_.terms)
+    if (term.direction == 0) ++(term.crop ? crops : full_terms);
+  const auto factor = static_cast<float>(base_.factor(config_));
+  const std::vector<double>& shares = config_.method.crop_weights;
+  const auto scaled = [](const Var& x, float by) { return by == 1 ? x : scale(x, by); };
+  Var total;
+  int64_t entry = 0;
+  for (size_t l = 0; l < levels_.size(); ++l) {
+    const Level& level = levels_[l];
+    Var full, small;
+    for (const Plan::Term& term : plan_.terms) {
+      if (term.crop && l > 0) continue;
+      Similarity similarity;
+      const Var loss = term_loss(level, l, term, entry == 0 ? &similarity : nullptr);
+      accumulate(loss.value(), loss_sum_.span(entry, {1}));
+      if (entry == 0) {
+        accumulate(similarity.positive.span(0, {1}), positive_sum_);
+        accumulate(similarity.negative, negative_sum_);
+      }
+      ++entry;
+      Var& sum = term.crop ? small : full;
+      sum = sum ? add(sum, loss) : loss;
+    }
+    full = scaled(full, factor / static_cast<float>(full_terms) * level.weight);
+    if (crops > 0 && small) {
+      full = scaled(full, static_cast<float>(shares[0]));
+      full = add(full, scaled(small, factor * level.weight * static_cast<float>(shares[1])));
+    }
+    total = total ? add(total, full) : full;
+  }
+  return total;
+}
+
+}  // namespace csml
