@@ -123,7 +123,7 @@ OpCase grad_case(const Norm& v, bool two_gradients, const std::string& wanted, F
                       if (std::abs(r.y[i]) < 1e-4)
                         for (const char* name : {"dy", "dy2"})
                           if (in.count(name)) in[name][i] = 0;
-                    in["y"] = reference::relu(r.y);
+                    in["y"].v = reference::relu(r.y).v;  // in the type it has
                   },
               .flops = 12.0 * static_cast<double>(v.x.size()),
               .same_for_any_threads = true};
@@ -135,7 +135,9 @@ OpCase grad_case(const Norm& v, bool two_gradients, const std::string& wanted, F
   };
   const bool pairs = v.x.size() / v.channels() / v.groups == 2;
   want('x', "dx", v.x, wx,
-       pairs ? Tolerance{1e-6, 2e-3, "two rows per group: the terms of dx cancel but for eps"} : Tolerance{});
+       pairs ? Tolerance{4e-4, 2e-2,
+                         "two rows per group: the terms of dx cancel but for eps; f16 has few bits left there"}
+             : Tolerance{});
   want('r', "dresidual", v.x, wr);
   want('g', "dgamma", c, wg);
   want('b', "dbeta", c, wb);

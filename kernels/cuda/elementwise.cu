@@ -1,6 +1,7 @@
 // Elementwise calls, column sums and gather. Also the pattern for writing a family:
-//  - include launch.cuh alone; its head lists every name a kernel may use. Kernels and functors live in an anonymous
-//    namespace, the calls of kernels.h below them; a call checks its shapes, picks types and widths, and launches.
+//  - include launch.cuh (or map.cuh) alone; its head lists every name a kernel may use. Kernels and functors live in an
+//    anonymous namespace, the calls of kernels.h below them; a call checks its shapes, picks types and widths,
+//    launches.
 //  - values are computed in float whatever the element type; with_float_type turns a DType into a C++ type.
 //  - an array may begin anywhere: take 16-byte vectors where every pointer is aligned, else single elements.
 //  - results do not depend on the card: partial sums are cut by shape, added in a fixed order, without float atomics.
@@ -8,31 +9,13 @@
 //  - scratch memory comes from the context, at most one scratch() in a call.
 // Activations (x, y, dy, dx of relu, relu_grad, axpy, copy, gather; y of fill; x of column_sum) are f32, bf16 or f16;
 // axpy also converts: x and y may differ in type.
-#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/map.cuh"
 
 namespace csml::cuda {
 
 namespace {
 
 // ---- maps -----------------------------------------------------------------------------------------------------------
-
-/// Calls op.apply<N>(i) for i = 0, N, 2N ..., then apply<1> for what is left.
-template <int N, class Op>
-KERNEL void map_kernel(Op op, int64_t n) {
-  const int64_t packs = n / N;
-  for (int64_t i = grid_thread(); i < packs; i += grid_threads()) op.template apply<N>(i * N);
-  if constexpr (N > 1)
-    for (int64_t i = packs * N + grid_thread(); i < n; i += grid_threads()) op.template apply<1>(i);
-}
-
-/// wide: the arrays allow packs of N.
-template <int N, class Op>
-void map(Context& context, const char* name, Op op, int64_t n, bool wide) {
-  if (wide)
-    launch(context, {.name = name, .grid = grid_for(context, ceil_div(n, N))}, map_kernel<N, Op>, op, n);
-  else
-    launch(context, {.name = name, .grid = grid_for(context, n)}, map_kernel<1, Op>, op, n);
-}
 
 /// Bytes: writes y once.
 template <class T>
@@ -206,15 +189,6 @@ void gather_as(Context& context, const Backend::Gather& args, int64_t row_size) 
          gather_kernel<N, T>, static_cast<const T*>(args.x.data), args.index.as<int32_t>(),
          static_cast<T*>(args.y.data), count, static_cast<int32_t>(args.x.shape[0]), row_size, lanes,
          context.failure());
-}
-
-/// f(T{}) with an unsigned type of `bytes`: for calls that move values and do not look at them.
-template <class F>
-void with_size(size_t bytes, F&& f) {
-  if (bytes == 1) return f(uint8_t{});
-  if (bytes == 2) return f(uint16_t{});
-  if (bytes == 4) return f(uint32_t{});
-  return f(uint64_t{});
 }
 
 }  // namespace

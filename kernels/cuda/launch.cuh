@@ -27,7 +27,9 @@
 #endif
 
 #include <cmath>
+#include <initializer_list>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/values.h"
@@ -118,6 +120,29 @@ void with_float_type(DType dtype, F&& f) {
 /// Whether vectors of `bytes` may be used from data on. Arrays may begin anywhere (slices, flat buffers), so every
 /// vectorised kernel has a scalar form.
 inline bool aligned(const void* data, size_t bytes = 16) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
+
+template <int N>
+using Width = std::integral_constant<int, N>;
+
+/// f(T{}, Width<N>{}) for rows of `columns` elements of a float type T: N of them are 16 bytes where rows and arrays
+/// (null: not given) are aligned to that, else N is 1.
+template <class F>
+void with_width(DType dtype, int64_t columns, std::initializer_list<const void*> arrays, F&& f) {
+  with_float_type(dtype, [&]<class T>(T) {
+    bool wide = columns % kPack<T> == 0;
+    for (const void* array : arrays) wide = wide && aligned(array);
+    if (wide)
+      f(T{}, Width<kPack<T>>{});
+    else
+      f(T{}, Width<1>{});
+  });
+}
+
+/// Typed pointer of an array that need not be given.
+template <class T, class AnyView>
+auto pointer_or_null(const AnyView& v) {
+  return v ? v.template as<T>() : nullptr;
+}
 
 inline void check_same(const char* op, const ConstView& x, const ConstView& y) {
   CHECK(x.shape == y.shape, "{}: shapes {} and {} differ", op, x.shape.text(), y.shape.text());

@@ -1,0 +1,370 @@
+// The calls that change state. Flat f32 buffers, n elements; all predicated on `finite`, which lies in device memory,
+// as learning rate and momentum do: where it holds 0, kernels return before they touch anything. Bound by memory;
+// floors:
+//   all_finite 4n   ema 12n   sgd 20n   adamw 28n   lars 28n (8n for the norms, 20n)      bytes / bandwidth
+// all_finite also takes bf16 and f16; ring_write moves elements of any type.
+#include "kernels/cuda/map.cuh"
+
+namespace csml::cuda {
+
+namespace {
+
+DEVICE bool holds(const int32_t* finite) { return !finite || *finite != 0; }
+
+// ---- all_finite -----------------------------------------------------------------------------------------------------
+
+constexpr float kLargest = std::numeric_limits<float>::max();
+
+KERNEL void set_flag_kernel(int32_t* flag) {
+  if (thread() == 0) *flag = 1;
+}
+
+/// Several threads may write the same 0. Bytes: reads x.
+template <class T>
+struct FiniteOp {
+  const T* x;
+  int32_t* flag;
+
+  template <int N>
+  DEVICE void apply(int64_t i) const {
+    const Pack<T, N> v = load_pack<N>(x + i);
+    bool finite = true;
+    for (int j = 0; j < N; ++j) finite = finite && std::fabs(float(v[j])) <= kLargest;
+    if (!finite) *flag = 0;
+  }
+};
+
+// ---- momentum -------------------------------------------------------------------------------------------------------
+
+/// d = (grad + weight_decay * param) * scale; buffer = momentum * buffer + d; param -= lr * buffer.
+/// Bytes: reads grad, param and buffer, writes param and buffer: 20 an element. FLOPs: 7 an element.
+struct MomentumStep {
+  float *param, *buffer;
+  const float *grad, *learning_rate;
+  const int32_t* finite;
+  float momentum, weight_decay;
+
+  template <int N>
+  DEVICE void step(int64_t i, float decay, float scale) const {
+    Pack<float, N> p = load_pack<N>(param + i), b = load_pack<N>(buffer + i);
+    const Pack<float, N> g = load_pack<N>(grad + i);
+    const float lr = *learning_rate;
+    for (int j = 0; j < N; ++j) {
+      b[j] = momentum * b[j] + (g[j] + decay * p[j]) * scale;
+      p[j] -= lr * b[j];
+    }
+    store_pack(buffer + i, b);
+    store_pack(param + i, p);
+  }
+  template <int N>
+  DEVICE void apply(int64_t i) const {
+    if (holds(finite)) step<N>(i, weight_decay, 1.f);
+  }
+};
+
+// ---- LARS -----------------------------------------------------------------------------------------------------------
+
+constexpr int kThreads = 256;
+constexpr int kParts = 128;         // of a segment, at most
+constexpr int64_t kMinPart = 4096;  // elements
+
+/// The host knows the number of segments but not their sizes: every segment is cut into kParts parts, of which a short
+/// one leaves the last empty. Cut by the segment's size alone, so that sums do not depend on the card.
+struct Segments {
+  const int64_t* offsets;
+  const float* adapt;
+  int64_t size;  // of the buffers: what lies outside is not touched
+};
+
+/// Calls f.apply<N>(i) for all i of part block().x of segment block().y.
+template <int N, class F>
+DEVICE void for_part(const Segments& s, const F& f) {
+  const int64_t begin = max(int64_t{0}, s.offsets[block().y]), end = min(s.size, s.offsets[block().y + 1]);
+  const int64_t part = max(kMinPart, ceil_div(ceil_div(end - begin, kParts), kMinPart) * kMinPart);
+  const int64_t first = begin + block().x * part, last = min(end, first + part);
+  if (first >= last) return;
+  const int64_t head = min(last, ceil_div(first, N) * N), packs = (last - head) / N;  // packs are aligned in the buffer
+  for (int64_t i = first + thread(); i < head; i += kThreads) f.template apply<1>(i);
+  for (int64_t i = thread(); i < packs; i += kThreads) f.template apply<N>(head + i * N);
+  for (int64_t i = head + packs * N + thread(); i < last; i += kThreads) f.template apply<1>(i);
+}
+
+struct NormOp {
+  const MomentumStep& s;
+  double &param, &update;
+
+  template <int N>
+  DEVICE void apply(int64_t i) const {
+    const Pack<float, N> p = load_pack<N>(s.param + i), g = load_pack<N>(s.grad + i);
+    for (int j = 0; j < N; ++j) {
+      const double x = p[j], d = g[j] + s.weight_decay * p[j];
+      param += x * x;
+      update += d * d;
+    }
+  }
+};
+
+/// partial[segment, part] = sum of param^2, sum of (grad + weight_decay * param)^2: in double, as small gradients'
+/// squares leave the range of f32. Bytes: reads param and grad, 8 an element. FLOPs: 6 an element.
+template <int N>
+KERNEL void lars_norms_kernel(Segments s, MomentumStep step, double* partial) {
+  if (!holds(step.finite) || s.adapt[block().y] == 0) return;
+  double param = 0, update = 0;
+  for_part<N>(s, NormOp{step, param, update});
+  param = block_sum(param);
+  update = block_sum(update);
+  if (thread() > 0) return;
+  double* to = partial + (int64_t{block().y} * kParts + block().x) * 2;
+  to[0] = param;
+  to[1] = update;
+}
+
+/// scale[segment]; a block, with a thread for each of its parts.
+KERNEL void lars_scale_kernel(const float* adapt, const int32_t* finite, const double* partial, int parts, float trust,
+                              float* scale) {
+  if (!holds(finite)) return;
+  double param = 0, update = 0;
+  if (adapt[block().x] != 0) {
+    const double* from = partial + (int64_t{block().x} * kParts + thread()) * 2;
+    param = block_sum(thread() < parts ? from[0] : 0.0);
+    update = block_sum(thread() < parts ? from[1] : 0.0);
+  }
+  if (thread() == 0)
+    scale[block().x] = param > 0 && update > 0 ? static_cast<float>(trust * std::sqrt(param / update)) : 1.f;
+}
+
+struct LarsOp {
+  const MomentumStep& s;
+  float decay, scale;
+
+  template <int N>
+  DEVICE void apply(int64_t i) const {
+    s.step<N>(i, decay, scale);
+  }
+};
+
+template <int N>
+KERNEL void lars_update_kernel(Segments s, MomentumStep step, const float* scale) {
+  if (!holds(step.finite)) return;
+  for_part<N>(s, LarsOp{step, s.adapt[block().y] != 0 ? step.weight_decay : 0.f, scale[block().y]});
+}
+
+template <int N>
+void lars_as(Context& context, const Segments& s, const MomentumStep& step, int64_t segments, float trust) {
+  double* partial = context.scratch<double>(segments * (2 * kParts + 1));
+  float* scale = reinterpret_cast<float*>(partial + segments * 2 * kParts);
+  const int64_t parts = min(int64_t{kParts}, ceil_div(s.size, kMinPart));  // no segment has more
+  const Grid grid{.x = parts, .y = segments};
+  launch(context, {.name = "lars norms", .grid = grid, .threads = kThreads}, lars_norms_kernel<N>, s, step, partial);
+  launch(context, {.name = "lars scale", .grid = {segments}, .threads = kParts}, lars_scale_kernel, s.adapt,
+         step.finite, partial, static_cast<int>(parts), trust, scale);
+  launch(context, {.name = "lars update", .grid = grid, .threads = kThreads}, lars_update_kernel<N>, s, step, scale);
+}
+
+// ---- AdamW ----------------------------------------------------------------------------------------------------------
+
+/// m / (1 - b1^t) and sqrt(v / (1 - b2^t)) as factors.
+struct AdamFactors {
+  float rate, unbias, keep;
+};
+
+KERNEL void adamw_step_kernel(int64_t* step, const float* learning_rate, const int32_t* finite, float beta1,
+                              float beta2, float weight_decay, AdamFactors* factors) {
+  if (thread() > 0 || !holds(finite)) return;
+  const double lr = *learning_rate, t = static_cast<double>(++*step);
+  factors->rate = static_cast<float>(lr / (1.0 - std::pow(static_cast<double>(beta1), t)));
+  factors->unbias = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(static_cast<double>(beta2), t)));
+  factors->keep = static_cast<float>(1.0 - lr * static_cast<double>(weight_decay));
+}
+
+/// Bytes: reads grad, param and both moments, writes the last three: 28 an element. FLOPs: 14 an element.
+struct AdamOp {
+  float *param, *first, *second;
+  const float* grad;
+  const AdamFactors* factors;
+  const int32_t* finite;
+  float beta1, beta2, take1, take2, eps;
+
+  template <int N>
+  DEVICE void apply(int64_t i) const {
+    if (!holds(finite)) return;
+    const AdamFactors f = *factors;
+    Pack<float, N> p = load_pack<N>(param + i), m = load_pack<N>(first + i), v = load_pack<N>(second + i);
+    const Pack<float, N> g = load_pack<N>(grad + i);
+    for (int j = 0; j < N; ++j) {
+      m[j] = beta1 * m[j] + take1 * g[j];
+      v[j] = beta2 * v[j] + take2 * g[j] * g[j];
+      p[j] = p[j] * f.keep - f.rate * m[j] / (std::sqrt(v[j]) * f.unbias + eps);
+    }
+    store_pack(first + i, m);
+    store_pack(second + i, v);
+    store_pack(param + i, p);
+  }
+};
+
+// ---- ema, ring_write ------------------------------------------------------------------------------------------------
+
+/// Bytes: reads x and y, writes y: 12 an element. FLOPs: 3 an element.
+struct EmaOp {
+  const float* x;
+  float* y;
+  const float* momentum;
+  const int32_t* finite;
+
+  template <int N>
+  DEVICE void apply(int64_t i) const {
+    if (!holds(finite)) return;
+    const float keep = *momentum, take = 1.f - keep;
+    const Pack<float, N> in = load_pack<N>(x + i);
+    Pack<float, N> out = load_pack<N>(y + i);
+    for (int j = 0; j < N; ++j) out[j] = keep * out[j] + take * in[j];
+    store_pack(y + i, out);
+  }
+};
+
+/// The cursor's row, in [0, keys) whatever it holds.
+DEVICE int64_t row_of(const int64_t* cursor, int64_t keys) {
+  const int64_t at = *cursor % keys;
+  return at < 0 ? at + keys : at;
+}
+
+/// Elements [skipped, ...) of rows. Bytes: reads rows, writes as much of the queue.
+template <class T>
+struct RingOp {
+  const T* rows;
+  T* queue;
+  const int64_t* cursor;
+  const int32_t* finite;
+  int64_t keys, columns, skipped;
+
+  template <int N>
+  DEVICE void apply(int64_t i) const {
+    if (!holds(finite)) return;
+    const int64_t element = skipped * columns + i;
+    const int64_t to = (row_of(cursor, keys) * columns + element) % (keys * columns);
+    store_pack(queue + to, load_pack<N>(rows + element));
+  }
+};
+
+KERNEL void advance_kernel(int64_t* cursor, const int32_t* finite, int64_t rows, int64_t keys) {
+  if (thread() == 0 && holds(finite)) *cursor = (row_of(cursor, keys) + rows) % keys;
+}
+
+// ---- host side ------------------------------------------------------------------------------------------------------
+
+const int32_t* finite_of(const char* op, const ConstView& finite) {
+  CHECK(!finite || finite.size() == 1, "{}: finite is {}, must be [1]", op, finite.shape.text());
+  return pointer_or_null<int32_t>(finite);
+}
+
+void check_size(const char* op, const char* name, const ConstView& x, const ConstView& like) {
+  CHECK(x && like && x.shape == like.shape, "{}: {} is {}, must be {}", op, name, x.shape.text(), like.shape.text());
+}
+
+template <class T>
+const T* scalar(const char* op, const char* name, const ConstView& x) {
+  CHECK(x.size() == 1, "{}: {} is {}, must be [1]", op, name, x.shape.text());
+  return x.as<T>();
+}
+
+}  // namespace
+
+void all_finite(Context& context, const Backend::AllFinite& args) {
+  CHECK(args.flag.size() == 1, "all_finite: flag is {}, must be [1]", args.flag.shape.text());
+  int32_t* flag = args.flag.as<int32_t>();
+  if (args.write == Write::overwrite)
+    launch(context, {.name = "all_finite flag", .grid = {1}, .threads = kWarp}, set_flag_kernel, flag);
+  with_float_type(args.x.dtype, [&]<class T>(T) {
+    const T* x = args.x.as<T>();
+    map<kPack<T>>(context, "all_finite", FiniteOp<T>{x, flag}, args.x.size(), aligned(x));
+  });
+}
+
+void sgd(Context& context, const Backend::Sgd& args) {
+  check_size("sgd", "grad", args.grad, args.param);
+  check_size("sgd", "buffer", args.buffer, args.param);
+  const MomentumStep step{.param = args.param.as<float>(),
+                          .buffer = args.buffer.as<float>(),
+                          .grad = args.grad.as<float>(),
+                          .learning_rate = scalar<float>("sgd", "learning_rate", args.learning_rate),
+                          .finite = finite_of("sgd", args.finite),
+                          .momentum = args.momentum,
+                          .weight_decay = args.weight_decay};
+  map<4>(context, "sgd", step, args.param.size(), aligned(step.param) && aligned(step.buffer) && aligned(step.grad));
+}
+
+void lars(Context& context, const Backend::Lars& args) {
+  check_size("lars", "grad", args.grad, args.param);
+  check_size("lars", "buffer", args.buffer, args.param);
+  const int64_t segments = args.adapt.size();
+  CHECK(args.offsets.size() == segments + 1, "lars: offsets is {}, must be [{}] for {} segments",
+        args.offsets.shape.text(), segments + 1, segments);
+  const MomentumStep step{.param = args.param.as<float>(),
+                          .buffer = args.buffer.as<float>(),
+                          .grad = args.grad.as<float>(),
+                          .learning_rate = scalar<float>("lars", "learning_rate", args.learning_rate),
+                          .finite = finite_of("lars", args.finite),
+                          .momentum = args.momentum,
+                          .weight_decay = args.weight_decay};
+  const Segments s{.offsets = args.offsets.as<int64_t>(), .adapt = args.adapt.as<float>(), .size = args.param.size()};
+  if (aligned(step.param) && aligned(step.buffer) && aligned(step.grad))
+    lars_as<4>(context, s, step, segments, args.trust);
+  else
+    lars_as<1>(context, s, step, segments, args.trust);
+}
+
+void adamw(Context& context, const Backend::AdamW& args) {
+  check_size("adamw", "grad", args.grad, args.param);
+  check_size("adamw", "first", args.first, args.param);
+  check_size("adamw", "second", args.second, args.param);
+  CHECK(args.step.size() == 1, "adamw: step is {}, must be [1]", args.step.shape.text());
+  const int32_t* finite = finite_of("adamw", args.finite);
+  const float* lr = scalar<float>("adamw", "learning_rate", args.learning_rate);
+  AdamFactors* factors = context.scratch<AdamFactors>(1);
+  launch(context, {.name = "adamw step", .grid = {1}, .threads = kWarp}, adamw_step_kernel, args.step.as<int64_t>(), lr,
+         finite, args.beta1, args.beta2, args.weight_decay, factors);
+  const AdamOp op{.param = args.param.as<float>(),
+                  .first = args.first.as<float>(),
+                  .second = args.second.as<float>(),
+                  .grad = args.grad.as<float>(),
+                  .factors = factors,
+                  .finite = finite,
+                  .beta1 = args.beta1,
+                  .beta2 = args.beta2,
+                  .take1 = static_cast<float>(1.0 - static_cast<double>(args.beta1)),
+                  .take2 = static_cast<float>(1.0 - static_cast<double>(args.beta2)),
+                  .eps = args.eps};
+  map<4>(context, "adamw", op, args.param.size(),
+         aligned(op.param) && aligned(op.first) && aligned(op.second) && aligned(op.grad));
+}
+
+void ema(Context& context, const Backend::Ema& args) {
+  check_size("ema", "x", args.x, args.y);
+  const EmaOp op{.x = args.x.as<float>(),
+                 .y = args.y.as<float>(),
+                 .momentum = scalar<float>("ema", "momentum", args.momentum),
+                 .finite = finite_of("ema", args.finite)};
+  map<4>(context, "ema", op, args.y.size(), aligned(op.x) && aligned(op.y));
+}
+
+void ring_write(Context& context, const Backend::RingWrite& args) {
+  const Shape &rows = args.rows.shape, &queue = args.queue.shape;
+  CHECK(rows.rank() == 2 && queue.rank() == 2 && rows[1] == queue[1] && queue[0] > 0,
+        "ring_write: rows {} do not fit the queue {}", rows.text(), queue.text());
+  CHECK(args.rows.dtype == args.queue.dtype, "ring_write: rows of {} into a queue of {}", name_of(args.rows.dtype),
+        name_of(args.queue.dtype));
+  CHECK(args.cursor.size() == 1, "ring_write: cursor is {}, must be [1]", args.cursor.shape.text());
+  int64_t* cursor = args.cursor.as<int64_t>();
+  const int32_t* finite = finite_of("ring_write", args.finite);
+  const int64_t keys = queue[0], columns = queue[1], skipped = max(int64_t{0}, rows[0] - keys);
+  with_size(size_of(args.queue.dtype), [&]<class T>(T) {
+    const T* from = static_cast<const T*>(args.rows.data);
+    T* to = static_cast<T*>(args.queue.data);
+    map<kPack<T>>(context, "ring_write", RingOp<T>{from, to, cursor, finite, keys, columns, skipped},
+                  (rows[0] - skipped) * columns, columns % kPack<T> == 0 && aligned(from) && aligned(to));
+  });
+  launch(context, {.name = "ring_write cursor", .grid = {1}, .threads = kWarp}, advance_kernel, cursor, finite, rows[0],
+         keys);
+}
+
+}  // namespace csml::cuda
