@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "engine/optim.h"
+#include "engine/ops.h"
 #include "kernels/random.h"
 
 namespace csml {

@@ -347,12 +347,12 @@ void ema(const Tensor& x, const Tensor& y, const Tensor& momentum, const Tensor&
 }
 
 void sgd(const Tensor& grad, const Tensor& param, const Tensor& buffer, const Tensor& learning_rate, float momentum,
-         float weight_decay) {
+         float weight_decay, const Tensor& finite) {
   backend(param).sgd({.grad = grad,
                       .param = param,
                       .buffer = buffer,
                       .learning_rate = learning_rate,
-                      .finite = {},
+                      .finite = finite,
                       .momentum = momentum,
                       .weight_decay = weight_decay});
 }

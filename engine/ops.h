@@ -96,9 +96,9 @@ Tensor cut_mix(const Tensor& a, const Tensor& b, const Tensor& box);
 void all_finite(const Tensor& x, const Tensor& flag);
 /// y = momentum * y + (1 - momentum) * x unless finite holds 0
 void ema(const Tensor& x, const Tensor& y, const Tensor& momentum, const Tensor& finite = {});
-/// One step of SGD with momentum (Backend::Sgd); learning_rate [1].
+/// One step of SGD with momentum (Backend::Sgd) unless finite holds 0; learning_rate [1].
 void sgd(const Tensor& grad, const Tensor& param, const Tensor& buffer, const Tensor& learning_rate, float momentum,
-         float weight_decay);
+         float weight_decay, const Tensor& finite = {});
 /// Writes rows at the cursor of a ring and advances it, unless finite holds 0.
 void ring_write(const Tensor& rows, const Tensor& ring, const Tensor& cursor, const Tensor& finite = {});
 

@@ -107,17 +107,6 @@ std::unique_ptr<Optimizer> Optimizer::make(const Params& params, const Optimizer
   throw UsageError(cat("optimizer '{}' is unknown; use sgd, lars or adamw", options.kind));
 }
 
-void sgd(const Tensor& grad, const Tensor& param, const Tensor& buffer, const Tensor& learning_rate, float momentum,
-         float weight_decay, const Tensor& finite) {
-  backend(buffer).sgd({.grad = grad,
-                       .param = param,
-                       .buffer = buffer,
-                       .learning_rate = learning_rate,
-                       .finite = finite,
-                       .momentum = momentum,
-                       .weight_decay = weight_decay});
-}
-
 double learning_rate(const ScheduleOptions& o, double epoch) {
   if (o.per_epoch) epoch = std::floor(epoch);
   if (epoch < o.warmup_epochs) return o.base_lr * (o.warmup_start + (1 - o.warmup_start) * epoch / o.warmup_epochs);

@@ -31,10 +31,6 @@ class Optimizer {
   static std::unique_ptr<Optimizer> make(const Params& params, const OptimizerOptions& options);
 };
 
-/// The sgd kernel (kernels/backend.h) on a part of flat buffers, for groups of parameters with rates of their own.
-void sgd(const Tensor& grad, const Tensor& param, const Tensor& buffer, const Tensor& learning_rate, float momentum,
-         float weight_decay, const Tensor& finite = {});
-
 struct ScheduleOptions {
   std::string kind = "cosine";  // cosine | step | constant
   double base_lr = 0.03;        // reached after warm-up
