@@ -3,6 +3,7 @@
 #include <cmath>
 #include <optional>
 
+#include "apps/config.h"
 #include "engine/log.h"
 
 namespace csml {
