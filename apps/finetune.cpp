@@ -122,8 +122,7 @@ class Work {
     if (bits <
         0) {  // a classifier of its own, that has not seen the held-out labels, says how far entropy can be trusted
       const Subset all(train_, labelled);
-      const HoldOut split = hold_out(all.index().empty() ? std::vector<int>() : labels_of(all), train_.class_count(),
-                                     o_.holdout_percent / 100, o_.recipe.seed);
+      const HoldOut split = hold_out(labels_of(all), train_.class_count(), o_.holdout_percent / 100, o_.recipe.seed);
       if (split.held.empty() || split.rest.empty())
         throw Error(
             "--self-train: too few labels to hold some out for the entropy threshold; give --entropy-threshold");
@@ -190,7 +189,8 @@ void prepare_folder(const Options& o) {
   std::error_code error;
   if (fs::exists(out, error) && !fs::is_directory(out, error))
     throw Error(cat("--out {} is a file; give a folder", o.out));
-  if (holds_run(out)) throw Error(cat("{} holds a pretraining run; give another --out", o.out));
+  if (fs::exists(out / "config.toml", error) || fs::exists(out / "checkpoints", error))
+    throw Error(cat("{} holds a pretraining run; give another --out", o.out));
   for (const std::string& name : kFiles) {
     if (!fs::exists(out / name, error)) continue;
     if (!o.overwrite) throw Error(cat("{} holds a result already; give another --out, or --overwrite", o.out));

@@ -113,7 +113,7 @@ int import_state(const Options& o, const SafetensorsFile& file) {
           {"step", content.step},
           {"epoch", content.epoch}},
          cat("{}: a whole checkpoint, step {}; csml pretrain --resume {} goes on from it\n", folder.string(),
-             content.step, o.out));
+             content.step, folder.string()));
   return 0;
 }
 

@@ -30,7 +30,7 @@ Tensor ClassifierBank::weight(size_t rate) const {
   return params_.parameter(weight_).value().rows(static_cast<int64_t>(rate) * classes_, classes_);
 }
 
-void ClassifierBank::step(const Tensor& features, const Tensor& labels, double factor) {
+void ClassifierBank::step(const Tensor& features, const std::vector<int>& labels, double factor) {
   const int64_t batch = features.shape()[0], count = static_cast<int64_t>(rates_.size());
   Device& device = features.device();
   if (factor != factor_) {
@@ -39,7 +39,7 @@ void ClassifierBank::step(const Tensor& features, const Tensor& labels, double f
       rate_[r].upload(std::vector<float>{static_cast<float>(rates_[r] * factor)});
   }
   std::vector<int32_t> repeated;
-  for (int32_t label : labels.host<int32_t>()) repeated.insert(repeated.end(), rates_.size(), label);
+  for (int label : labels) repeated.insert(repeated.end(), rates_.size(), label);
   params_.begin_gradients();
   // The mean over B * R rows is 1/R of the sum of the classifiers' own means.
   const Var wide = linear(Var(features), params_.parameter(weight_), params_.parameter(bias_));

@@ -18,8 +18,8 @@ class ClassifierBank {
   ClassifierBank(Device& device, int64_t dim, int classes, std::vector<double> rates, float momentum,
                  float weight_decay, uint64_t seed);
 
-  /// One SGD step of every classifier on its mean cross entropy, at rate * factor. features [B, D], labels i32 [B].
-  void step(const Tensor& features, const Tensor& labels, double factor);
+  /// One SGD step of every classifier on its mean cross entropy, at rate * factor. features [B, D], labels [B].
+  void step(const Tensor& features, const std::vector<int>& labels, double factor);
   /// [B, R * C]
   Tensor logits(const Tensor& features) const;
   /// Counts what the classifiers make of labelled rows; accuracies() of all so far since reset_counts().

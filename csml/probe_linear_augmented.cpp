@@ -42,10 +42,8 @@ class Probe {
   }
 
   void step(const Tensor& images, const std::vector<int>& labels, double factor) {
-    const Tensor targets = Tensor::from(device_, {static_cast<int64_t>(labels.size())},
-                                        std::vector<int32_t>(labels.begin(), labels.end()));
     const std::vector<Tensor> of_blocks = features(images);
-    for (size_t b = 0; b < banks_.size(); ++b) banks_[b]->step(of_blocks[b], targets, factor);
+    for (size_t b = 0; b < banks_.size(); ++b) banks_[b]->step(of_blocks[b], labels, factor);
   }
 
   /// accuracies[block][rate] on un-augmented images.

@@ -109,8 +109,9 @@ class EvaluateTest(unittest.TestCase):
 
     def test_finetune(self):
         out = self.tmp / "tuned"
-        options = ["--labels", "50%", "--epochs", 3, "--batch-size", 16, "--self-train-epochs", 2]
-        got = self.answers("finetune", *self.source, *options, "--self-train", "--entropy-threshold", 3.0, "--out", out)
+        half = ["--labels", "50%"]
+        options = ["--epochs", 3, "--batch-size", 16, "--self-train-epochs", 2]
+        got = self.answers("finetune", *self.source, *half, *options, "--self-train", "--entropy-threshold", 3.0, "--out", out)
         self.assertEqual([s["stage"] for s in got["stages"]], ["fine-tune", "self-train"])
         self.assertEqual((got["n_labelled"], got["lr_trunk"], got["lr_head"]), (48, 0.01, 0.2))
         self.assertEqual(got["top1"], got["stages"][1]["top1"])
@@ -132,13 +133,14 @@ class EvaluateTest(unittest.TestCase):
         self.assertEqual(listed["stages"][0]["top1"], got["stages"][0]["top1"])
         self.assertIn("48 labels listed in labels.txt", listed["protocol"])
         # Chosen on held-out labels.
-        chosen = self.answers("finetune", *self.source, *options, "--self-train", "--out", self.tmp / "chosen")
+        chosen = self.answers("finetune", *self.source, *half, *options, "--self-train", "--out", self.tmp / "chosen")
         self.assertGreaterEqual(chosen["pseudo"]["held_out"], 10)
         self.assertIn("chosen on held-out labels", chosen["protocol"])
-        scratch = self.answers("finetune", *self.source, *options, "--from-scratch", "--out", self.tmp / "scratch")
+        scratch = self.answers("finetune", *self.source, *half, *options, "--from-scratch", "--out", self.tmp / "scratch")
         self.assertEqual((scratch["lr_trunk"], scratch["lr_head"]), (0.1, 0.1))
         self.assertIn("from random weights", scratch["protocol"])
-        few = self.answers("finetune", *self.source, "--labels", "1%", "--epochs", 1, "--out", self.tmp / "few")
+        few = self.answers("finetune", *self.source[:2], "--train", TRAIN.replace("96", "400"), "--test", TEST,
+                           "--labels", "1%", "--epochs", 1, "--out", self.tmp / "few")
         self.assertEqual((few["n_labelled"], few["lr_trunk"], few["lr_head"]), (10, 0.02, 5))  # one of each class
 
         self.fails(1, "holds a result already", "finetune", *self.source, *options, "--out", out)
@@ -221,8 +223,8 @@ class EvaluateTest(unittest.TestCase):
         self.assertEqual((got["what"], got["step"]), ("state", 3))
         # Going on from it and from the original gives the same weights.
         ends = []
-        for start in self.run_folder, out:
-            end = self.tmp / f"on_{start.name}"
+        for start in self.run_folder / "checkpoints" / "step_00000003", pathlib.Path(got["checkpoint"]):
+            end = self.tmp / f"on_{start.parent.parent.name}"
             self.assertEqual(self.answers("pretrain", *TINY, "--data", TRAIN, "--epochs", 2, "--out", end, "--resume",
                                           start)["steps"], 6)
             ends.append([(end / "checkpoints" / "step_00000006" / f"{part}.safetensors").read_bytes()

@@ -24,7 +24,7 @@ using namespace csml::test;
 namespace {
 
 ModelConfig tiny_model() {
-  return {.depth = 18, .stem = "cifar", .width = 4, .head_hidden = 0, .head_mlp = true, .dim = 16};
+  return {.depth = 18, .stem = "cifar", .width = 8, .head_hidden = 0, .head_mlp = true, .dim = 16};
 }
 
 AugmentConfig plain_augment(int size) {
@@ -60,6 +60,29 @@ Features random_features(Device& device, int64_t rows, int64_t dim, int classes,
 }
 
 std::vector<float> copy_of(const Tensor& t) { return t.host<float>(); }
+
+/// A trunk trained on 640 labelled shapes: what stands for a pretrained encoder. Trained once.
+const std::vector<NamedArray>& trained_trunk() {
+  static const std::vector<NamedArray> arrays = [] {
+    const auto device = Device::open("cpu");
+    const auto train = open_dataset("synthetic:shapes?size=16&limit=640");
+    FinetuneOptions o = tiny_recipe(30);
+    o.trunk_rate = o.head_rate = 0.05;
+    const FinetuneResult trained = finetune(*device, tiny_model(), nullptr, *train, nullptr, o);
+    return to_host(trained.classifier->trunk(), "");
+  }();
+  return arrays;
+}
+
+/// An encoder with that trunk.
+std::unique_ptr<Encoder> trained_encoder(Device& device) {
+  auto encoder = std::make_unique<Encoder>(device, tiny_model(), 3, 1, false);
+  std::vector<NamedArray> arrays = trained_trunk();
+  for (const NamedArray& a : to_host(encoder->params(), ""))
+    if (a.name.starts_with("fc.")) arrays.push_back(a);
+  from_host(encoder->params(), arrays, "");
+  return encoder;
+}
 
 double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
   REQUIRE(a.size() == b.size());
@@ -173,8 +196,7 @@ TEST_CASE("each classifier of a bank is what it would be alone") {
   const std::vector<float> start = copy_of(bank.weight(0));
   for (int i = 0; i < 8; ++i) {
     const Tensor x = data.values.rows(16 * (i % 4), 16);
-    std::vector<int32_t> y(data.labels.begin() + 16 * (i % 4), data.labels.begin() + 16 * (i % 4) + 16);
-    const Tensor labels = Tensor::from(*device, {16}, y);
+    const std::vector<int> labels(data.labels.begin() + 16 * (i % 4), data.labels.begin() + 16 * (i % 4) + 16);
     bank.step(x, labels, i < 5 ? 1 : 0.1);
     for (auto& one : alone) one->step(x, labels, i < 5 ? 1 : 0.1);
   }
@@ -196,8 +218,7 @@ TEST_CASE("one step of a bank is the formula's") {
   ClassifierBank bank(*device, 2, 2, {2.0, 0.5}, 0.9f, 0, 3);
   const std::vector<float> w = copy_of(bank.weight(0));
   const double p0 = 1 / (1 + std::exp(double{w[2]} - double{w[0]}));
-  bank.step(Tensor::from(*device, {1, 2}, std::vector<float>{1, 0}),
-            Tensor::from(*device, {1}, std::vector<int32_t>{0}), 0.5);
+  bank.step(Tensor::from(*device, {1, 2}, std::vector<float>{1, 0}), {0}, 0.5);
   for (size_t r = 0; r < 2; ++r) {
     const std::vector<float> now = copy_of(bank.weight(r));
     const double rate = bank.rates()[r] * 0.5;
@@ -342,18 +363,18 @@ TEST_CASE("on few labels a trained trunk passes a random one, and a sure predict
   const auto device = Device::open("cpu");
   const auto train = open_dataset("synthetic:shapes?size=16&limit=640");
   const auto test = open_dataset("synthetic:shapes?size=16&split=test&limit=200");
-  const FinetuneResult trained = finetune(*device, tiny_model(), nullptr, *train, nullptr, tiny_recipe(12));
+  const std::unique_ptr<Encoder> trained = trained_encoder(*device);
 
   std::vector<int> labels;
   for (int64_t i = 0; i < train->size(); ++i) labels.push_back(train->label(i));
   const Subset few(*train, balanced_labels(labels, train->class_count(), 0.1, 0));
-  FinetuneOptions o = tiny_recipe(15);
+  FinetuneOptions o = tiny_recipe(20);
   o.batch_size = 16;
   o.trunk_rate = 0.01;
   o.head_rate = 0.2;
   // The trunk alone is taken over; the head starts anew.
-  const FinetuneResult tuned = finetune(*device, tiny_model(), &trained.classifier->trunk(), few, test.get(), o);
-  o.trunk_rate = 0.1;
+  const FinetuneResult tuned = finetune(*device, tiny_model(), &trained->params(), few, test.get(), o);
+  o.trunk_rate = o.head_rate = 0.05;
   const FinetuneResult scratch = finetune(*device, tiny_model(), nullptr, few, test.get(), o);
   MESSAGE(cat("64 labels: {:.1f} % from a trained trunk, {:.1f} % from nothing", tuned.top1, scratch.top1));
   CHECK(tuned.top1 > scratch.top1 + 10);
@@ -382,12 +403,13 @@ TEST_CASE("the augmented probe tells blocks apart and chooses its rate on the ho
   const auto device = Device::open("cpu");
   const auto train = open_dataset("synthetic:shapes?size=16&limit=200");
   const auto test = open_dataset("synthetic:shapes?size=16&split=test&limit=80");
-  const Encoder encoder(*device, tiny_model(), 3, 1, false);
+  const std::unique_ptr<Encoder> trained = trained_encoder(*device);
+  const Encoder& encoder = *trained;
   const std::vector<float> before = copy_of(encoder.params().master()),
                            statistics = copy_of(encoder.params().buffers());
   AugmentedProbeOptions o;
   o.learning_rates = {1e-9, 3};
-  o.epochs = 4;
+  o.epochs = 6;
   o.batch_size = 20;
   o.blocks = 3;
   o.augment = plain_augment(16);
@@ -395,16 +417,16 @@ TEST_CASE("the augmented probe tells blocks apart and chooses its rate on the ho
   int64_t steps = 0;
   o.progress = [&](int64_t done, int64_t total, double) {
     steps = done;
-    CHECK(total == 4 * 9);
+    CHECK(total == 6 * 9);
   };
   const AugmentedProbeResult r = linear_probe_augmented(*device, encoder, *train, *test, o);
-  CHECK(steps == 36);
+  CHECK(steps == 54);
   CHECK(r.train_images == 180);
   REQUIRE(r.blocks.size() == 3);
   CHECK(r.blocks[0].name == "layer3.1");
   CHECK(r.blocks[2].name == "layer4.1");
-  CHECK(r.blocks[0].dim == 16);
-  CHECK(r.blocks[2].dim == 32);
+  CHECK(r.blocks[0].dim == 32);
+  CHECK(r.blocks[2].dim == 64);
   for (const ProbedBlock& block : r.blocks) {
     CHECK(block.learning_rate == 3);  // the other does not learn
     CHECK(block.rate_top1.size() == 2);
@@ -414,10 +436,10 @@ TEST_CASE("the augmented probe tells blocks apart and chooses its rate on the ho
   CHECK(copy_of(encoder.params().master()) == before);
   CHECK(copy_of(encoder.params().buffers()) == statistics);
   o.learning_rates = {3};
-  CHECK(linear_probe_augmented(
-            *device, encoder, *train, *test,
-            {.learning_rates = {3}, .epochs = 1, .batch_size = 20, .augment = o.augment, .eval = o.eval})
-            .train_images == 200);
+  o.blocks = 1;
+  o.epochs = 1;
+  o.progress = {};
+  CHECK(linear_probe_augmented(*device, encoder, *train, *test, o).train_images == 200);  // one rate: no hold-out
   o.blocks = 9;
   CHECK(contains(error_of([&] { linear_probe_augmented(*device, encoder, *train, *test, o); }), "8 residual blocks"));
 }
