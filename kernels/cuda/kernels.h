@@ -22,8 +22,9 @@ void global_avg_pool(Context&, const Backend::GlobalAvgPool&);
 void global_avg_pool_grad(Context&, const Backend::GlobalAvgPoolGrad&);
 // batch_norm.cu
 void batch_norm(Context&, const Backend::BatchNorm&);
-void batch_norm_grad(Context&, const Backend::BatchNormGrad&);
 void batch_norm_inference(Context&, const Backend::BatchNormInference&);
+// batch_norm_grad.cu
+void batch_norm_grad(Context&, const Backend::BatchNormGrad&);
 // l2_normalize.cu
 void l2_normalize(Context&, const Backend::L2Normalize&);
 void l2_normalize_grad(Context&, const Backend::L2NormalizeGrad&);
