@@ -3,7 +3,6 @@
 #include <cmath>
 #include <optional>
 
-#include "apps/config.h"
 #include "engine/log.h"
 
 namespace csml {
@@ -201,19 +200,6 @@ std::string FeatureSource::protocol() const {
   if (!model_.encoder) return cat("pixels standardised per channel, {}", images);
   return cat("frozen {} features of encoder {}, running statistics, {}",
              asked_.features == "backbone" ? "pooled backbone" : "projection", model_.which, images);
-}
-
-AugmentConfig file_normalisation(const SafetensorsFile& file, AugmentConfig otherwise) {
-  ConfigBuilder builder;
-  for (const char* name : {"mean", "std"}) {
-    const auto found = file.metadata().find(name);
-    if (found == file.metadata().end()) return otherwise;
-    builder.set(cat("augment.{}", name), found->second, cat("{}: metadata", file.path().string()));
-  }
-  const AugmentConfig stated = builder.build().config.augment;
-  otherwise.mean = stated.mean;
-  otherwise.std = stated.std;
-  return otherwise;
 }
 
 }  // namespace csml

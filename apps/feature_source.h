@@ -74,7 +74,4 @@ class FeatureSource {
   FeatureOptions features_;
 };
 
-/// Normalisation as a file of `csml export` states it in its metadata; `otherwise` where it says nothing.
-AugmentConfig file_normalisation(const SafetensorsFile& file, AugmentConfig otherwise);
-
 }  // namespace csml
