@@ -25,19 +25,12 @@ const std::set<std::string>& not_on_simt_yet() {
                                               "batch_norm",
                                               "batch_norm_grad",
                                               "batch_norm_inference",
-                                              "l2_normalize",
-                                              "l2_normalize_grad",
-                                              "info_nce",
-                                              "cross_entropy",
-                                              "top_k",
                                               "all_finite",
                                               "sgd",
                                               "lars",
                                               "adamw",
                                               "ema",
-                                              "ring_write",
-                                              "augment",
-                                              "cut_mix"};
+                                              "ring_write"};
   return calls;
 }
 

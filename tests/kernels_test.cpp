@@ -102,13 +102,23 @@ struct Threads {
 
 /// Arrays of a call that may be in 16 bits on a GPU. Calls that are not named here have none, or none yet.
 const std::map<std::string, std::set<std::string>>& activations() {
-  static const std::map<std::string, std::set<std::string>> all = {{"fill", {"y"}},
-                                                                   {"copy", {"x", "y"}},
-                                                                   {"axpy", {"x", "y"}},
-                                                                   {"relu", {"x", "y"}},
-                                                                   {"relu_grad", {"dy", "y", "dx"}},
-                                                                   {"column_sum", {"x"}},
-                                                                   {"gather", {"x", "y"}}};
+  static const std::map<std::string, std::set<std::string>> all = {
+      {"fill", {"y"}},
+      {"copy", {"x", "y"}},
+      {"axpy", {"x", "y"}},
+      {"relu", {"x", "y"}},
+      {"relu_grad", {"dy", "y", "dx"}},
+      {"column_sum", {"x"}},
+      {"gather", {"x", "y"}},
+      {"l2_normalize", {"x", "y"}},
+      {"l2_normalize_grad", {"dy", "y", "dx"}},
+      {"info_nce",
+       {"query", "positive0", "positive1", "positive2", "positive3", "positive4", "positive5", "positive6", "positive7",
+        "queue", "dquery"}},
+      {"cross_entropy", {"logits", "dlogits"}},
+      {"top_k", {"queries", "bank"}},
+      {"augment", {"y"}},
+      {"cut_mix", {"a", "b", "y"}}};
   return all;
 }
 

@@ -25,9 +25,10 @@ void batch_norm(Context&, const Backend::BatchNorm&);
 void batch_norm_grad(Context&, const Backend::BatchNormGrad&);
 void batch_norm_inference(Context&, const Backend::BatchNormInference&);
 // contrast.cu
+void info_nce(Context&, const Backend::InfoNce&);
+// rows.cu
 void l2_normalize(Context&, const Backend::L2Normalize&);
 void l2_normalize_grad(Context&, const Backend::L2NormalizeGrad&);
-void info_nce(Context&, const Backend::InfoNce&);
 void cross_entropy(Context&, const Backend::CrossEntropy&);
 // topk.cu
 void top_k(Context&, const Backend::TopK&);

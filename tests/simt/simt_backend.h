@@ -40,19 +40,19 @@ class SimtBackend final : public Backend {
   void batch_norm(const BatchNorm&) override { missing("batch_norm"); }
   void batch_norm_grad(const BatchNormGrad&) override { missing("batch_norm_grad"); }
   void batch_norm_inference(const BatchNormInference&) override { missing("batch_norm_inference"); }
-  void l2_normalize(const L2Normalize&) override { missing("l2_normalize"); }
-  void l2_normalize_grad(const L2NormalizeGrad&) override { missing("l2_normalize_grad"); }
-  void info_nce(const InfoNce&) override { missing("info_nce"); }
-  void cross_entropy(const CrossEntropy&) override { missing("cross_entropy"); }
-  void top_k(const TopK&) override { missing("top_k"); }
+  void l2_normalize(const L2Normalize& a) override { run(cuda::l2_normalize, a); }
+  void l2_normalize_grad(const L2NormalizeGrad& a) override { run(cuda::l2_normalize_grad, a); }
+  void info_nce(const InfoNce& a) override { run(cuda::info_nce, a); }
+  void cross_entropy(const CrossEntropy& a) override { run(cuda::cross_entropy, a); }
+  void top_k(const TopK& a) override { run(cuda::top_k, a); }
   void all_finite(const AllFinite&) override { missing("all_finite"); }
   void sgd(const Sgd&) override { missing("sgd"); }
   void lars(const Lars&) override { missing("lars"); }
   void adamw(const AdamW&) override { missing("adamw"); }
   void ema(const Ema&) override { missing("ema"); }
   void ring_write(const RingWrite&) override { missing("ring_write"); }
-  void augment(const Augment&) override { missing("augment"); }
-  void cut_mix(const CutMix&) override { missing("cut_mix"); }
+  void augment(const Augment& a) override { run(cuda::augment, a); }
+  void cut_mix(const CutMix& a) override { run(cuda::cut_mix, a); }
 
  private:
   using Tape = std::vector<std::function<void()>>;
