@@ -121,7 +121,14 @@ const std::map<std::string, std::set<std::string>>& activations() {
       {"l2_normalize", {"x", "y"}},
       {"l2_normalize_grad", {"dy", "y", "dx"}},
       {"all_finite", {"x"}},
-      {"ring_write", {"rows", "queue"}}};
+      {"ring_write", {"rows", "queue"}},
+      {"info_nce",
+       {"query", "positive0", "positive1", "positive2", "positive3", "positive4", "positive5", "positive6", "positive7",
+        "queue", "dquery"}},
+      {"cross_entropy", {"logits", "dlogits"}},
+      {"top_k", {"queries", "bank"}},
+      {"augment", {"y"}},
+      {"cut_mix", {"a", "b", "y"}}};
   return all;
 }
 

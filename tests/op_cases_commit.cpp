@@ -271,6 +271,10 @@ void add_augment_cases(OpCases& cases) {
     cases.push_back(
         augment_case(s, {{.hue = 0.1f, .order = 0}, {.hue = -0.5f, .order = 3}, {.hue = 0.5f, .order = 3}}, "hue"));
   }
+  // Several tiles of a GPU's block; radii on both sides of what its shared memory holds.
+  for (const Shape& s : {Shape{3, 35, 40, 3}, Shape{3, 5, 70, 1}})
+    cases.push_back(augment_case(
+        s, {{.blur_sigma = 2.6f, .flip = 1}, {.gray = 1, .blur_sigma = 1}, {.blur_sigma = 4, .solarize = 1}}, "blur"));
   std::vector<ColorParams> orders;
   for (int i = 0; i < 24; ++i)
     orders.push_back({.brightness = 1.3f, .contrast = 1.35f, .saturation = 0.7f, .hue = 0.08f, .order = float(i)});

@@ -6,14 +6,13 @@
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/pixel.h"
 
 namespace csml::cpu {
 
 namespace {
 
 constexpr int kPlanes = 3;
-constexpr float kRed = 0.299f, kGreen = 0.587f, kBlue = 0.114f;  // ITU-R BT.601 luma, as PIL and torchvision
-constexpr float kMaxSigma = 1000;
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
@@ -22,24 +21,6 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
-
-enum Operation { kBrightness, kContrast, kSaturation, kHue };
-
-/// Operation applied `position`-th (0..3) in the lexicographic permutation `order` (0..23) of the four.
-Operation operation_at(int order, int position) {
-  std::array<int, 4> left{kBrightness, kContrast, kSaturation, kHue};
-  constexpr std::array<int, 4> kBase{6, 2, 1, 1};
-  int count = 4;
-  for (int p = 0;; ++p) {
-    const int pick = order / kBase[p];
-    order %= kBase[p];
-    if (p == position) return static_cast<Operation>(left[pick]);
-    std::copy(left.begin() + pick + 1, left.begin() + count, left.begin() + pick);
-    --count;
-  }
-}
-
-inline float clamp_unit(float x) { return std::min(std::max(x, 0.f), 1.f); }
 
 /// One image as planes of floats in [0, 1]; planes = 1 for images of one channel and after conversion to gray.
 struct Image {
@@ -67,7 +48,7 @@ float gray_mean(const Image& image) {
   for (int64_t y = 0; y < image.height; ++y) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = y * image.width; i < (y + 1) * image.width; ++i) sum += kRed * r[i] + kGreen * g[i] + kBlue * b[i];
+    for (int64_t i = y * image.width; i < (y + 1) * image.width; ++i) sum += gray_of(r[i], g[i], b[i]);
     total += sum;
   }
   return static_cast<float>(total / static_cast<double>(image.pixels()));
@@ -89,44 +70,17 @@ void saturation(const Image& image, float factor) {
   float* __restrict b = image.plane[2];
   const int64_t n = image.pixels();
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const float shift = (kRed * r[i] + kGreen * g[i] + kBlue * b[i]) * (1 - factor);
-    r[i] = clamp_unit(r[i] * factor + shift);
-    g[i] = clamp_unit(g[i] * factor + shift);
-    b[i] = clamp_unit(b[i] * factor + shift);
-  }
+  for (int64_t i = 0; i < n; ++i) saturate(r[i], g[i], b[i], factor);
 }
 
-/// Height of the channel whose hue is `distance` sixths of a turn past its own middle: max - spread * clamp(...).
-inline float channel_of(float sixths, float top, float spread) {
-  const float k = sixths - (sixths >= 6.f ? 6.f : 0.f);
-  return top - spread * clamp_unit(std::min(k, 4.f - k));
-}
-
-/// HSV hue turned by `turns`; value and saturation stay. Branchless: with h in sixths of a turn,
-/// channel n = V - V S clamp(min(k, 4 - k), 0, 1), k = (n + h) mod 6, n = 5, 3, 1 for r, g, b, and V S = max - min.
 void hue(const Image& image, float turns) {
   float* __restrict r = image.plane[0];
   float* __restrict g = image.plane[1];
   float* __restrict b = image.plane[2];
   const int64_t n = image.pixels();
-  const float shift = 6.f * (turns - std::floor(turns));
+  const float shift = sixths_of(turns);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const float red = r[i], green = g[i], blue = b[i];
-    const float top = std::max(red, std::max(green, blue)), low = std::min(red, std::min(green, blue));
-    const float spread = top - low;
-    const float inverse = 1.f / (spread > 0.f ? spread : 1.f);
-    const bool is_red = red == top, is_green = green == top;
-    const float red_side = green - blue, green_side = blue - red, blue_side = red - green;
-    const float side = is_red ? red_side : (is_green ? green_side : blue_side);
-    float h = (is_red ? 6.f : (is_green ? 2.f : 4.f)) + side * inverse + shift;  // in [1, 13)
-    h -= h >= 6.f ? 6.f : 0.f;
-    h -= h >= 6.f ? 6.f : 0.f;
-    r[i] = clamp_unit(channel_of(h + 5.f, top, spread));
-    g[i] = clamp_unit(channel_of(h + 3.f, top, spread));
-    b[i] = clamp_unit(channel_of(h + 1.f, top, spread));
-  }
+  for (int64_t i = 0; i < n; ++i) turn_hue(r[i], g[i], b[i], shift);
 }
 
 /// Keeps one plane, the gray image.
@@ -136,7 +90,7 @@ void gray(Image& image) {
   const float *g = image.plane[1], *b = image.plane[2];
   const int64_t n = image.pixels();
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) r[i] = kRed * r[i] + kGreen * g[i] + kBlue * b[i];
+  for (int64_t i = 0; i < n; ++i) r[i] = gray_of(r[i], g[i], b[i]);
   image.planes = 1;
 }
 
@@ -145,16 +99,14 @@ void solarize(const Image& image) {
     float* __restrict x = image.plane[c];
     const int64_t n = image.pixels();
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const float negative = 1.f - x[i];  // the smaller of the two from 0.5 on
-      x[i] = x[i] < negative ? x[i] : negative;
-    }
+    for (int64_t i = 0; i < n; ++i) x[i] = solarized(x[i]);
   }
 }
 
 void jitter(const Image& image, const ColorParams& params) {
+  const int order = jitter_order(static_cast<int>(params.order));
   for (int position = 0; position < 4; ++position) {
-    switch (operation_at(static_cast<int>(params.order), position)) {
+    switch (jitter_at(order, position)) {
       case kBrightness:
         if (params.brightness != 1) brightness(image, params.brightness);
         break;
@@ -169,15 +121,6 @@ void jitter(const Image& image, const ColorParams& params) {
         break;
     }
   }
-}
-
-/// Index i of a row of n mirrored at its edges without repeating them (... 2 1 0 1 2 ...), for any i.
-int64_t reflect(int64_t i, int64_t n) {
-  if (i >= 0 && i < n) return i;
-  if (n == 1) return 0;
-  const int64_t period = 2 * (n - 1);
-  i = (i % period + period) % period;
-  return i < n ? i : period - i;
 }
 
 /// taps[0..radius] of the Gaussian exp(-i^2 / (2 sigma^2)), normalised so that the symmetric filter sums to 1.
@@ -335,8 +278,8 @@ void augment(const Backend::Augment& args) {
   for (int64_t i = 0; i < count; ++i) {
     const ColorParams p = params_of(i);
     CHECK(p.order >= -1 && p.order < 24, "augment: image {} has jitter order {}, must be -1 or 0..23", i, p.order);
-    CHECK(p.blur_sigma >= 0 && p.blur_sigma <= kMaxSigma, "augment: image {} has blur sigma {}, must be in [0, {}]", i,
-          p.blur_sigma, kMaxSigma);
+    CHECK(p.blur_sigma >= 0 && p.blur_sigma <= kMaxBlurSigma, "augment: image {} has blur sigma {}, must be in [0, {}]",
+          i, p.blur_sigma, kMaxBlurSigma);
   }
   if (pixels == 0) return;
 

@@ -30,6 +30,7 @@ void l2_normalize(Context&, const Backend::L2Normalize&);
 void l2_normalize_grad(Context&, const Backend::L2NormalizeGrad&);
 // contrast.cu
 void info_nce(Context&, const Backend::InfoNce&);
+// cross_entropy.cu
 void cross_entropy(Context&, const Backend::CrossEntropy&);
 // topk.cu
 void top_k(Context&, const Backend::TopK&);

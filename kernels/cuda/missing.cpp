@@ -11,11 +11,6 @@ namespace {
 
 }  // namespace
 
-void info_nce(Context&, const Backend::InfoNce&) { missing("info_nce"); }
-void cross_entropy(Context&, const Backend::CrossEntropy&) { missing("cross_entropy"); }
-void top_k(Context&, const Backend::TopK&) { missing("top_k"); }
-void augment(Context&, const Backend::Augment&) { missing("augment"); }
-void cut_mix(Context&, const Backend::CutMix&) { missing("cut_mix"); }
 void row_dot(Context&, const Backend::RowDot&) { missing("row_dot"); }
 void scale_rows(Context&, const Backend::ScaleRows&) { missing("scale_rows"); }
 void multi_positive(Context&, const Backend::MultiPositive&) { missing("multi_positive"); }
