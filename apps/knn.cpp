@@ -4,6 +4,7 @@
 
 #include "apps/feature_source.h"
 #include "csml/probe_knn.h"
+#include "data/shifted.h"
 #include "data/subset.h"
 #include "engine/log.h"
 
@@ -15,6 +16,7 @@ struct Options : LabelledOptions {
   double temperature = 0.07;
   std::string setting;
   int64_t block = 65536;
+  int shift = 0;  // pixels by which the test images are moved
 };
 
 /// The best-documented k of those asked: DINO's 20, then InstDisc's 200, then the first.
@@ -38,7 +40,8 @@ int run(Options& o, bool own_k, bool own_temperature) {
     if (k > train->size()) throw UsageError(cat("--k {} is more than the {} training images", k, train->size()));
   }
   const FeatureSource source(*device, o.source, *train);
-  Features queries = source.extract(*test, "test features");
+  const Shifted moved(*test, o.shift);
+  Features queries = source.extract(moved, "test features");
   int64_t bad_images = queries.bad_images;
   std::vector<KnnResult> results;
   if (train->size() <= o.block) {
@@ -68,8 +71,10 @@ int run(Options& o, bool own_k, bool own_temperature) {
                {"k", best.k},
                {"temperature", best.temperature},
                {"bad_images", bad_images},
+               {"shift", o.shift},
                {"setting", o.setting.empty() ? nlohmann::json() : nlohmann::json(o.setting)},
-               {"protocol", cat("weighted k-NN, cosine, weight exp(s / {}), {}", o.temperature, source.protocol())},
+               {"protocol", cat("weighted k-NN, cosine, weight exp(s / {}), {}", o.temperature, source.protocol()) +
+                                (o.shift > 0 ? cat(", test images moved by {} px", o.shift) : "")},
                {"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count()}});
   json["results"] = nlohmann::json::array();
   std::string text;
@@ -103,6 +108,11 @@ Command knn_command(CLI::App& app) {
           ->check(CLI::PositiveNumber)
           ->type_name("T")
           ->capture_default_str();
+  app.add_option("--shift", o->shift,
+                 "Move every test image by N pixels, up, down, left or right: how much rests on position?")
+      ->check(CLI::Range(0, 4096))
+      ->type_name("N")
+      ->capture_default_str();
   app.add_option("--bank-block", o->block, "Training features in memory at a time; more images are searched in blocks")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31))
       ->type_name("N")

@@ -1,6 +1,7 @@
 // Data sets of every kind, draws of the augmentation.
 #include "data/augment.h"
 #include "data/dataset.h"
+#include "data/shifted.h"
 
 #include "tests/files.h"
 
@@ -8,6 +9,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <numeric>
 #include <set>
@@ -456,4 +458,33 @@ TEST_CASE("CutMix: box, area, mean of lambda; Beta by two routes") {
     CHECK(std::abs((square - sum * sum) * 4 * (2 * alpha + 1) - 1) < 0.03);
   }
   CHECK_THROWS_AS(draw_cutmix(1, 1, 32, 0.0f), Error);
+}
+
+TEST_CASE("shifted: every image moved by so many pixels one of four ways, black behind it") {
+  const auto base = open_dataset("synthetic:shapes?limit=40&size=12");
+  const Shifted same(*base, 0), moved(*base, 5), gone(*base, 12);
+  CHECK(moved.size() == 40);
+  CHECK(moved.label(3) == base->label(3));
+  CHECK(moved.fingerprint() != base->fingerprint());
+  std::set<std::pair<int, int>> ways;
+  LoadScratch scratch;
+  for (int64_t i = 0; i < 40; ++i) {
+    const Image image = base->load(i), unmoved = same.load(i), black = gone.load(i);
+    CHECK(std::memcmp(image.data(), unmoved.data(), image.size()) == 0);
+    CHECK(std::all_of(black.data(), black.data() + black.size(), [](uint8_t p) { return p == 0; }));
+    const ImageView view = moved.view(i, scratch, {});
+    int matches = 0;
+    for (const auto& [dy, dx] : {std::pair{-5, 0}, {5, 0}, {0, -5}, {0, 5}}) {
+      bool equal = true;
+      for (int y = 0; y < 12 && equal; ++y)
+        for (int x = 0; x < 12 * 3 && equal; ++x) {
+          const int fy = y - dy, fx = x - dx * 3;
+          const bool inside = fy >= 0 && fy < 12 && fx >= 0 && fx < 36;
+          equal = view.row(y)[x] == (inside ? image.view().row(fy)[fx] : 0);
+        }
+      if (equal) ++matches, ways.insert({dy, dx});
+    }
+    CHECK(matches >= 1);
+  }
+  CHECK(ways.size() == 4);
 }
