@@ -229,8 +229,8 @@ nlohmann::json bench_knn(Device& device, const Options& o) {
   };
   const Features train = features(n), test = features(m);
   double top1 = 0;
-  const Timing timing =
-      measure(o.bench, device, [&] { top1 = knn_classify(train, test, kClasses, {static_cast<int>(k)}, 0.07)[0].top1; });
+  const Timing timing = measure(
+      o.bench, device, [&] { top1 = knn_classify(train, test, kClasses, {static_cast<int>(k)}, 0.07)[0].top1; });
   nlohmann::json json = timing.json();
   json.update({{"case", "knn"},
                {"n_train", n},

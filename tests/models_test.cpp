@@ -191,7 +191,8 @@ TEST_CASE("the projection head is Linear - ReLU - Linear, or one Linear") {
     CHECK(names == (mlp ? std::vector<std::string>{"fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"}
                         : std::vector<std::string>{"fc.weight", "fc.bias"}));
     const std::vector<float> x{0.5f, -1, 2, 0.25f, 3, -0.75f};
-    const std::vector<float> y = head(Var(Tensor::from(*device, {1, 6}, x)), Forward::inference()).value().host<float>();
+    const std::vector<float> y =
+        head(Var(Tensor::from(*device, {1, 6}, x)), Forward::inference()).value().host<float>();
     std::vector<std::vector<float>> values;
     for (const NamedArray& a : to_host(params, "")) values.push_back(floats(a));
     auto affine = [](const std::vector<float>& w, const std::vector<float>& b, const std::vector<double>& in) {
