@@ -1,7 +1,6 @@
 // Every convolution that the networks ask of the GPU has a cuDNN plan on every card we support, proven without a card:
-// cuDNN plans from a description (tests/device). Default: batch 256; with CSML_PLAN_TEST=all 32 and 64 too, and the
-// deterministic rules.
-#include "engine/file.h"
+// cuDNN plans from a description (tests/device). Default: A100 and H200, batch 256; with CSML_PLAN_TEST=all H100 too,
+// batch 32 and 64, TF32, and the deterministic rules.
 #include "kernels/cuda/conv_plan.h"
 
 // After the project's headers: doctest's CHECK replaces that of kernels/check.h from here on.
@@ -86,7 +85,7 @@ bool has_plan(const ConvShape& shape, const Card& card, PlanRules rules, std::st
   return false;
 }
 
-/// nullopt, with a message, where there is no cuDNN or it is too old to plan for a described card.
+/// nullptr, with a message, where there is no cuDNN or it is too old to plan for a described card.
 std::unique_ptr<Card> card_of(const std::string& name) {
   try {
     return std::make_unique<Card>(Card::described(read("tests/device/" + name + ".json")));
@@ -114,15 +113,18 @@ TEST_CASE("every convolution has a plan on every card") {
     DType dtype;
     PlanRules rules;
   };
-  std::vector<Kind> kinds = {{DType::f32, {}}, {DType::f32, {.tf32 = true}}, {DType::bf16, {}}, {DType::f16, {}}};
+  std::vector<Kind> kinds = {{DType::f32, {}}, {DType::bf16, {}}, {DType::f16, {}}};
   std::vector<int64_t> batches = {256};
+  std::vector<const char*> cards = {"a100", "h200"};  // an H100 is an H200 with less memory
   if (wants_all()) {
+    cards.push_back("h100");
+    kinds.push_back({DType::f32, {.tf32 = true}});
     batches.insert(batches.end(), {32, 64});
     for (const Kind& kind : std::vector<Kind>(kinds))
       kinds.push_back({kind.dtype, {.tf32 = kind.rules.tf32, .deterministic = true}});
   }
   int plans = 0;
-  for (const char* name : {"a100", "h100", "h200"}) {
+  for (const char* name : cards) {
     const auto card = card_of(name);
     if (!card) return;
     for (const int64_t n : batches)
@@ -140,7 +142,7 @@ TEST_CASE("every convolution has a plan on every card") {
           }
   }
   MESSAGE(plans << " plans");
-  CHECK(plans > 1000);
+  CHECK(plans > 500);
 }
 
 TEST_CASE("rules are kept") {
