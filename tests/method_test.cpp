@@ -1,6 +1,7 @@
 // MoCo and CsMl as losses: whole steps against PyTorch, CsMl's limits that are MoCo, the weights' warm-up.
 #include "models/weights.h"
 
+#include "tests/backend.h"
 #include "tests/method_fixture.h"
 
 using namespace csml;
@@ -38,7 +39,7 @@ Siamese::Given constants(const Golden& golden, const std::string& p, bool csml) 
 }
 
 void compare_steps(const std::string& name) {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Golden golden(name + "_steps");
   const bool csml = name == "csml";
   const auto method = make(*device, golden_config(name));
@@ -93,7 +94,7 @@ void compare_steps(const std::string& name) {
 }
 
 void compare_ten(const std::string& name) {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Golden start(name + "_steps");
   Golden golden(name + "_ten", 16, 1e-5);
   const auto method = make(*device, golden_config(name));
@@ -124,7 +125,7 @@ TEST_CASE("ten MoCo steps in a row equal PyTorch") { compare_ten("moco"); }
 TEST_CASE("ten CsMl steps in a row equal PyTorch") { compare_ten("csml"); }
 
 TEST_CASE("CsMl with weights (1, 0), no box, p = q and kp = k is MoCo's loss and gradient") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const auto moco = make(*device, golden_config("moco")), csml = make(*device, golden_config("csml"));
   Siamese::Given given = simple(*device, {"q", "k"});
   given.permutations = {given.permutations[0], given.permutations[0]};
@@ -143,7 +144,7 @@ TEST_CASE("CsMl with weights (1, 0), no box, p = q and kp = k is MoCo's loss and
 }
 
 TEST_CASE("each of CsMl's inputs matters") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   auto gradient = [&](const std::function<void(Siamese::Given&)>& change) {
     const auto method = make(*device, golden_config("csml"));
     Siamese::Given given = simple(*device, {"q", "k", "p", "kp"});
@@ -163,7 +164,7 @@ TEST_CASE("each of CsMl's inputs matters") {
 }
 
 TEST_CASE("CsMl with the first term alone and weights (1, 0) is MoCo, bit for bit, step after step") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Config config = golden_config("csml");
   config.method.terms = {"q"};
   config.method.weights = config.method.warmup_weights = {1, 0};
@@ -186,7 +187,7 @@ TEST_CASE("CsMl with the first term alone and weights (1, 0) is MoCo, bit for bi
 }
 
 TEST_CASE("the first step's weights follow the warm-up and then the configuration") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Config config = golden_config("csml");
   config.method.warmup_epochs = 1;
   config.method.weights = {0.25, 0.75};
@@ -205,7 +206,7 @@ TEST_CASE("the first step's weights follow the warm-up and then the configuratio
 }
 
 TEST_CASE("an unknown method is refused") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Config config = golden_config("moco");
   config.method.name = "swav";
   CHECK_THROWS_WITH_AS(make_method(*device, config, 3),
