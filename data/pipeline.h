@@ -9,6 +9,7 @@
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace csml {
@@ -58,7 +59,8 @@ class Pipeline {
     work_ready_.notify_all();
   }
 
-  /// The next batch; its former memory goes back to work. False at the end. Throws what filling threw, from then on.
+  /// The next batch; its former memory goes back to work. False at the end. Throws what filling threw, from then on: of
+  /// several failures the one at the lowest (batch, position), after the batches before it, however threads race.
   bool next(B& batch) {
     const auto begin = std::chrono::steady_clock::now();
     if (threads_.empty()) {
@@ -74,15 +76,12 @@ class Pipeline {
       ++taken_;
     } else {
       std::unique_lock lock(mutex_);
-      if (failure_) std::rethrow_exception(failure_);
       if (taken_ >= end_) return false;
       Slot& slot = slot_of(taken_);
-      batch_ready_.wait(lock, [&slot] { return slot.missing == 0; });
-      if (slot.error) {
-        failure_ = slot.error;
-        next_ = end_ = taken_;
-        std::rethrow_exception(failure_);
-      }
+      // Chunks are handed out in order, and none after a failure: what comes before the failed one is done or in
+      // flight, and may fail yet.
+      batch_ready_.wait(lock, [&] { return slot.missing == 0 || (failure_ && busy_ == 0); });
+      if (slot.missing > 0) std::rethrow_exception(failure_);
       std::swap(batch, slot.batch);
       ++taken_;
       if (taken_ + depth() - 1 < end_) prepare(taken_ + depth() - 1);
@@ -97,7 +96,6 @@ class Pipeline {
   struct Slot {
     B batch;
     int count = 0, missing = 0;  // positions of the batch; those not filled yet
-    std::exception_ptr error;
   };
 
   int64_t depth() const { return static_cast<int64_t>(slots_.size()); }
@@ -105,7 +103,6 @@ class Pipeline {
 
   void prepare(int64_t number) {
     Slot& slot = slot_of(number);
-    slot.error = nullptr;
     slot.count = slot.missing = work_.prepare(number, slot.batch);
   }
 
@@ -113,9 +110,10 @@ class Pipeline {
     Scratch scratch;
     std::unique_lock lock(mutex_);
     for (;;) {
-      work_ready_.wait(lock, [this] { return quit_ || (next_ < end_ && next_ < taken_ + depth()); });
+      work_ready_.wait(lock, [this] { return quit_ || (!failure_ && next_ < end_ && next_ < taken_ + depth()); });
       if (quit_) return;
-      Slot& slot = slot_of(next_);
+      const int64_t number = next_;
+      Slot& slot = slot_of(number);
       const int first = position_, last = std::min(first + chunk_, slot.count);
       position_ = last;
       if (position_ == slot.count) {
@@ -130,8 +128,12 @@ class Pipeline {
       } catch (...) { error = std::current_exception(); }
       lock.lock();
       --busy_;
-      if (error && !slot.error) slot.error = error;
-      slot.missing -= last - first;
+      if (!error) {
+        slot.missing -= last - first;
+      } else if (!failure_ || std::pair(number, first) < failed_at_) {
+        failure_ = error;
+        failed_at_ = {number, first};
+      }
       if (slot.missing == 0 || busy_ == 0) batch_ready_.notify_all();
     }
   }
@@ -140,7 +142,8 @@ class Pipeline {
   int chunk_;
   std::vector<Slot> slots_;
   Scratch scratch_;
-  std::exception_ptr failure_;
+  std::exception_ptr failure_;           // the one at the lowest place so far
+  std::pair<int64_t, int> failed_at_{};  // its batch and the first position of its chunk
   std::mutex mutex_;
   std::condition_variable work_ready_, batch_ready_;
   int64_t next_ = 0, taken_ = 0, end_ = 0;  // batch being handed out, batches consumed, end of the run

@@ -6,8 +6,10 @@
 
 #include "tests/files.h"
 
+#include <chrono>
 #include <map>
 #include <set>
+#include <thread>
 
 using namespace csml;
 namespace fs = std::filesystem;
@@ -265,6 +267,42 @@ TEST_CASE("loader: a callback's exception reaches the caller") {
   loader.start_epoch(0);
   Batch batch;
   CHECK(contains(error_of([&] { loader.next(batch); }), "the disk is full"));
+}
+
+TEST_CASE("evaluation: of several failures the first in order is thrown, after the batches before it") {
+  /// Images of 4 x 4 pixels, but for some of 5 x 5, of which the first takes its time.
+  class Mixed final : public Dataset {
+   public:
+    Mixed() { labels_.assign(40, -1); }
+    std::string name(int64_t i) const override { return cat("image {}", i); }
+    uint64_t fingerprint() const override { return 0; }
+    bool in_memory() const override { return true; }
+    ImageView view(int64_t i, LoadScratch& scratch, const ChooseRegion&) const override {
+      const int side = i == 9 || i == 10 || i == 12 || i == 31 ? 5 : 4;
+      if (i == 9) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      scratch.decoded.reset(side, side, 3);
+      return scratch.decoded.view();
+    }
+    std::string pixels_text() const override { return "mixed"; }
+
+   private:
+    void select(const std::vector<int64_t>&) override {}
+  };
+  const Mixed d;
+  for (int workers : {0, 1, 4}) {
+    LoaderOptions options;
+    options.workers = workers;
+    options.batch_size = 8;
+    EvalLoader loader(d, {0, 4, Filter::bilinear}, options);
+    for (int round = 0; round < 2; ++round) {
+      EvalBatch batch;
+      REQUIRE(loader.next(batch));
+      CHECK(batch.first == 0);
+      for (int again = 0; again < 2; ++again)
+        CHECK(error_of([&] { loader.next(batch); }).starts_with("image 9: the image has 5 x 5 pixels"));
+      loader.start();
+    }
+  }
 }
 
 TEST_CASE("evaluation: in order, whole, indices kept where an image is unreadable") {
