@@ -24,9 +24,16 @@ void add_common_options(CLI::App& app, CommonOptions& options, bool threads) {
 void start(const CommonOptions& options, const Launch& launch) {
   log_configure(launch.rank, launch.size, options.quiet);
   if (options.threads > 0) set_compute_threads(options.threads);  // else OMP_NUM_THREADS, else all cores
-  const bool chosen = options.threads > 0 || std::getenv("OMP_NUM_THREADS");
+  // Slurm binds a task to the cores it was given.
+  const bool chosen = options.threads > 0 || std::getenv("OMP_NUM_THREADS") || std::getenv("SLURM_CPUS_PER_TASK");
   if (!chosen && launch.local_size > 1)  // the cores this process may use, shared with the others of this machine
     set_compute_threads(std::max(1, compute_threads() / launch.local_size));
+}
+
+std::string device_of(const std::string& asked, const Launch& job) {
+  const int cards = job.local_size > 1 && (asked == "cuda" || asked == "auto") ? usable_cards() : 0;
+  if (cards == 0) return asked;
+  return cat("cuda:{}", cards == 1 ? 0 : job.local_rank);
 }
 
 std::string json_line(const nlohmann::json& json) {

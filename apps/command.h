@@ -27,6 +27,7 @@ Command import_command(CLI::App& app);
 Command export_command(CLI::App& app);
 Command inspect_command(CLI::App& app);
 Command bench_command(CLI::App& app);
+Command doctor_command(CLI::App& app);
 Command report_command(CLI::App& app);
 
 /// Options that every subcommand has.
@@ -41,6 +42,10 @@ void start(const CommonOptions& options, const Launch& launch = {});
 
 /// The one answer of a command on standard output: `json` as one line under --json, else `text`.
 void answer(const CommonOptions& options, const nlohmann::json& json, const std::string& text);
+
+/// The device of this process by what was asked for: of several processes on one machine each takes the card of its
+/// number, or the only one it sees.
+std::string device_of(const std::string& asked, const Launch& job);
 
 /// JSON as text on one line; bytes that are not UTF-8 (of a file's name) are replaced.
 std::string json_line(const nlohmann::json& json);

@@ -117,11 +117,6 @@ nlohmann::json result_json(const Options& o, const Config& config, const RunResu
           {"seconds", result.seconds}};
 }
 
-/// The device of this process: of several on one machine each takes the card of its number.
-std::string device_of(const std::string& asked, const Launch& job) {
-  return job.local_size > 1 && asked == "cuda" ? cat("cuda:{}", job.local_rank) : asked;
-}
-
 int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& train, Device& device, Comm& comm) {
   RunOptions options;
   options.out = o.out;

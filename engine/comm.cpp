@@ -43,6 +43,32 @@ int number_in(std::initializer_list<const char*> names) {
   return -1;
 }
 
+/// Tasks on this node of a Slurm step: entry $SLURM_NODEID of a list like "8(x2),4"; -1: not in one.
+int slurm_tasks_here() {
+  const char* list = std::getenv("SLURM_STEP_TASKS_PER_NODE");
+  int node = number_in({"SLURM_NODEID"});
+  if (!list || node < 0) return -1;
+  const auto number = [](const char*& at) {
+    char* end = nullptr;
+    const long value = std::strtol(at, &end, 10);
+    at = end;
+    return static_cast<int>(value);
+  };
+  for (const char* at = list; *at;) {
+    const int tasks = number(at);
+    int times = 1;
+    if (at[0] == '(' && at[1] == 'x') {
+      at += 2;
+      times = number(at);
+    }
+    if (node < times) return tasks > 0 ? tasks : -1;
+    node -= times;
+    while (*at && *at != ',') ++at;
+    if (*at == ',') ++at;
+  }
+  return -1;
+}
+
 }  // namespace
 
 std::unique_ptr<Comm> Comm::local() { return std::make_unique<LocalComm>(); }
@@ -60,7 +86,8 @@ Launch launch() {
   if (mpi_rank >= 0 && mpi_size > 0) {
     l = {.by = Launch::By::mpi, .rank = mpi_rank, .size = mpi_size};
     l.local_rank = std::max(0, number_in({"OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID"}));
-    l.local_size = std::max(1, number_in({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"}));
+    l.local_size = number_in({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"});
+    l.local_size = std::max(1, l.local_size > 0 ? l.local_size : slurm_tasks_here());
   } else if (const int size = number_in({"WORLD_SIZE"}); size >= 0) {
     l = {.by = Launch::By::variables, .rank = number_in({"RANK"}), .size = size};
     l.local_rank = std::max(0, number_in({"LOCAL_RANK"}));
@@ -69,6 +96,7 @@ Launch launch() {
     const int tasks = number_in({"SLURM_STEP_NUM_TASKS"});  // set for tasks of srun, not for the batch script itself
     if (tasks > 0) l = {.by = Launch::By::variables, .rank = step_rank, .size = tasks};
     l.local_rank = std::max(0, number_in({"SLURM_LOCALID"}));
+    l.local_size = std::max(1, slurm_tasks_here());
   }
   if (l.rank < 0 || l.rank >= l.size)
     throw UsageError(
@@ -109,6 +137,21 @@ std::unique_ptr<Comm> Comm::open(Device& device, [[maybe_unused]] const CommOpti
           "one process",
           job.size, device.name()));
 #endif
+}
+
+CommFacts comm_facts() {
+  CommFacts facts{.mpi = "not in this build", .nccl = "not in this build"};
+#if WITH_MPI
+  facts.mpi = mpi_version();
+  facts.has_mpi = true;
+#endif
+#if WITH_NCCL
+  try {
+    facts.nccl = nccl_version();
+    facts.has_nccl = true;
+  } catch (const Error& e) { facts.nccl = e.what(); }
+#endif
+  return facts;
 }
 
 std::vector<std::string> gather_text(Comm& comm, Device& device, const std::string& mine) {

@@ -66,11 +66,21 @@ class Comm {
   static std::unique_ptr<Comm> open(Device& device, const CommOptions& options);
 };
 
+/// What the build can talk over: each a version, "not in this build", or why it cannot be used.
+struct CommFacts {
+  std::string mpi{}, nccl{};
+  bool has_mpi = false, has_nccl = false;
+};
+CommFacts comm_facts();
+
 // Compiled where the build has them (engine/comm_mpi.cpp, engine/comm_nccl.cpp); Comm::open() is the way to them.
 std::unique_ptr<Comm> open_mpi(Device& device, const CommOptions& options);
 /// `bootstrap` (MPI over memory of `host`; both null without MPI) carries the communicator's id, else a file does.
 std::unique_ptr<Comm> open_nccl(Device& device, const Launch& launch, const CommOptions& options,
                                 std::unique_ptr<Device> host, std::unique_ptr<Comm> bootstrap);
+std::string mpi_version();
+/// Throws Error where NCCL cannot be loaded.
+std::string nccl_version();
 
 /// Every rank's text, by rank. For words and small tables, between steps.
 std::vector<std::string> gather_text(Comm& comm, Device& device, const std::string& mine);

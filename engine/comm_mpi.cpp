@@ -187,6 +187,14 @@ class MpiComm final : public Comm {
 
 }  // namespace
 
+std::string mpi_version() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  MPI_Get_library_version(text, &length);  // may be asked before MPI_Init
+  const std::string all(text, static_cast<size_t>(length));
+  return all.substr(0, all.find_first_of(",\n"));
+}
+
 std::unique_ptr<Comm> open_mpi(Device& device, const CommOptions& options) {
   return std::make_unique<MpiComm>(device, options);
 }

@@ -48,6 +48,7 @@ class Nccl {
 
  public:
 #define LOAD(member, function) decltype(&::function) member = load<decltype(&::function)>(#function)
+  LOAD(get_version, ncclGetVersion);
   LOAD(get_unique_id, ncclGetUniqueId);
   LOAD(init, ncclCommInitRankConfig);
   LOAD(async_error, ncclCommGetAsyncError);
@@ -249,6 +250,12 @@ ncclUniqueId id_through_file(const Launch& launch, const CommOptions& options) {
 }
 
 }  // namespace
+
+std::string nccl_version() {
+  int number = 0;
+  if (Nccl::get().get_version(&number) != ncclSuccess) throw Error("NCCL does not tell its version");
+  return cat("{}.{}.{}", number / 10000, number / 100 % 100, number % 100);  // since 2.9
+}
 
 std::unique_ptr<Comm> open_nccl(Device& device, const Launch& launch, const CommOptions& options,
                                 std::unique_ptr<Device> host, std::unique_ptr<Comm> bootstrap) {

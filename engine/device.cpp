@@ -9,6 +9,7 @@
 #if WITH_CUDA
 #include "engine/log.h"
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/facts.h"
 #endif
 
 namespace csml {
@@ -53,6 +54,22 @@ bool parse_card(const std::string& spec, int& card) {
 void set_compute_threads(int threads) { omp_set_num_threads(threads > 0 ? threads : omp_get_num_procs()); }
 
 int compute_threads() { return omp_get_max_threads(); }
+
+CudaFacts cuda_facts() {
+#if WITH_CUDA
+  return cuda::facts();
+#else
+  return {};
+#endif
+}
+
+int usable_cards() {
+#if WITH_CUDA
+  return cuda::usable_cards();
+#else
+  return 0;
+#endif
+}
 
 Storage::~Storage() { pool_->give(data_, capacity_); }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/facts.h"
 
 namespace csml {
 
@@ -15,6 +16,11 @@ class Device;
 /// Threads that the CPU's kernels use; 0: all cores. Results of our own kernels do not depend on it.
 void set_compute_threads(int threads);
 int compute_threads();
+
+/// What the build and this machine have of CUDA.
+CudaFacts cuda_facts();
+/// Cards that this process sees; 0 where none can be used.
+int usable_cards();
 
 /// Bytes of an arena.
 struct ArenaStats {

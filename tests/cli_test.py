@@ -20,7 +20,8 @@ import zlib
 CSML = None
 # The networks are tiny: more threads only wait for each other.
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-COMMANDS = ["pretrain", "knn", "linear", "finetune", "svm", "embed", "neighbors", "import", "export", "inspect", "bench", "report"]
+COMMANDS = ["pretrain", "knn", "linear", "finetune", "svm", "embed", "neighbors", "import",
+            "export", "inspect", "bench", "doctor", "report"]
 TRAIN, TEST = "synthetic:shapes?size=16&limit=96", "synthetic:shapes?size=16&split=test&limit=40"
 # A network of the least width, on tiny images: a step takes milliseconds.
 TINY = [f"--set={assignment}" for assignment in (

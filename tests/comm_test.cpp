@@ -306,10 +306,10 @@ namespace {
 /// The variables by which a job is recognised, set for a moment.
 struct Environment {
   explicit Environment(const std::map<std::string, std::string>& set = {}) {
-    for (const char* name :
-         {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
-          "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "RANK",
-          "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"}) {
+    for (const char* name : {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+                             "OMPI_COMM_WORLD_LOCAL_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "SLURM_STEP_NUM_TASKS",
+                             "SLURM_PROCID", "SLURM_LOCALID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
+                             "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE"}) {
       if (const char* value = std::getenv(name)) before[name] = value;
       names.push_back(name);
       ::unsetenv(name);
@@ -346,6 +346,18 @@ TEST_CASE("a job is recognised by what its launcher leaves in the environment") 
   CHECK(is({{"SLURM_PROCID", "0"}, {"SLURM_LOCALID", "0"}}, By::alone, 0, 1, 0));  // a batch script
   CHECK(is({{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_SIZE", "1"}}, By::alone, 0, 1, 0));
   using Set = std::map<std::string, std::string>;
+  const auto local_size = [](const std::string& list, const std::string& node) {
+    const Environment environment({{"SLURM_PROCID", "1"},
+                                   {"SLURM_STEP_NUM_TASKS", "20"},
+                                   {"SLURM_STEP_TASKS_PER_NODE", list},
+                                   {"SLURM_NODEID", node}});
+    return launch().local_size;
+  };
+  CHECK(local_size("8(x2),4", "0") == 8);
+  CHECK(local_size("8(x2),4", "1") == 8);
+  CHECK(local_size("8(x2),4", "2") == 4);
+  CHECK(local_size("20", "0") == 20);
+  CHECK(local_size("20", "1") == 1);  // no such node: as if nothing were said
   for (const Set& set :
        {Set{{"RANK", "4"}, {"WORLD_SIZE", "4"}}, Set{{"WORLD_SIZE", "4"}}, Set{{"RANK", "one"}, {"WORLD_SIZE", "4"}}}) {
     const Environment environment(set);

@@ -1,0 +1,12 @@
+// What this machine has of CUDA. Opens no card for work: it asks the driver and loads cuDNN and cuBLASLt.
+#pragma once
+
+#include "kernels/facts.h"
+
+namespace csml::cuda {
+
+CudaFacts facts();
+/// Cards that the driver shows to this process; 0 without a driver, or where the first cannot be used.
+int usable_cards();
+
+}  // namespace csml::cuda
