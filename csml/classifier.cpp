@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "csml/accuracy.h"
 #include "models/weights.h"
 
 namespace csml {
@@ -68,11 +69,9 @@ Predictions predict(Device& device, const Classifier& classifier, const Dataset&
       out.entropy.push_back(std::max(0.0, (std::log(sum) - moment / sum) / std::log(2.0)));
       const int truth = batch.labels[i];
       if (truth < 0) continue;
-      int better = 0;  // an equal score of a lower class counts as ahead
-      for (int c = 0; c < classifier.classes(); ++c)
-        better += row[c] > row[truth] || (row[c] == row[truth] && c < truth);
-      first += better == 0;
-      five += better < 5;
+      const int ahead = classes_ahead(row, classifier.classes(), truth);
+      first += ahead == 0;
+      five += ahead < 5;
     }
     if (o.progress) o.progress(batch.first + batch.count, dataset.size());
   }

@@ -3,64 +3,62 @@
 #include <algorithm>
 
 #include "engine/ops.h"
-#include "kernels/random.h"
+#include "engine/params.h"
 
 namespace csml {
 
 ClassifierBank::ClassifierBank(Device& device, int64_t dim, int classes, std::vector<double> rates, float momentum,
                                float weight_decay, uint64_t seed)
-    : params_(device), classes_(classes), rates_(std::move(rates)), momentum_(momentum), weight_decay_(weight_decay) {
+    : rates_(std::move(rates)), classes_(classes), momentum_(momentum), weight_decay_(weight_decay) {
   CHECK(!rates_.empty() && classes > 1, "a linear probe needs a learning rate and two classes");
   const auto count = static_cast<int64_t>(rates_.size());
-  weight_ = params_.add("weight", {count * classes, dim}, Init::constant(0.f));
-  bias_ = params_.add("bias", {count * classes}, Init::constant(0.f));
-  params_.build(seed, true);
-  Random random(seed, Purpose::init);
-  std::vector<float> start(static_cast<size_t>(classes * dim));
-  for (float& w : start) w = 0.01f * random.normal();
-  for (size_t r = 0; r < rates_.size(); ++r) {
-    weight(r).upload(start);
-    rate_.emplace_back(device, Shape{1});
-  }
-  buffer_ = Tensor::full(device, params_.master().shape(), 0.f);
+  weight_ = Tensor(device, {count * classes, dim});
+  bias_ = Tensor::full(device, {count * classes}, 0.f);
+  weight_momentum_ = Tensor::full(device, weight_.shape(), 0.f);
+  bias_momentum_ = Tensor::full(device, bias_.shape(), 0.f);
+  weight_leaf_ = Var::leaf(weight_, like(weight_));
+  bias_leaf_ = Var::leaf(bias_, like(bias_));
+  rate_ = Tensor(device, {count});
+  seed_ = Tensor::full(device, {1}, static_cast<float>(count));
+  Params start(device);
+  const int id = start.add("fc.weight", {classes, dim}, Init::normal(0.01f));
+  start.build(seed, false);
+  for (int64_t r = 0; r < count; ++r) copy(start.parameter(id).value(), part(weight_, r));
+  set_factor(1);
   reset_counts();
 }
 
-Tensor ClassifierBank::weight(size_t rate) const {
-  return params_.parameter(weight_).value().rows(static_cast<int64_t>(rate) * classes_, classes_);
+void ClassifierBank::set_factor(double factor) {
+  std::vector<float> now;
+  for (double rate : rates_) now.push_back(static_cast<float>(rate * factor));
+  rate_.upload(now);
 }
 
-void ClassifierBank::step(const Tensor& features, const std::vector<int>& labels, double factor) {
-  const int64_t batch = features.shape()[0], count = static_cast<int64_t>(rates_.size());
-  Device& device = features.device();
-  if (factor != factor_) {
-    factor_ = factor;
-    for (size_t r = 0; r < rates_.size(); ++r)
-      rate_[r].upload(std::vector<float>{static_cast<float>(rates_[r] * factor)});
-  }
+Tensor ClassifierBank::targets(const std::vector<int>& labels) const {
   std::vector<int32_t> repeated;
+  repeated.reserve(labels.size() * rates_.size());
   for (int label : labels) repeated.insert(repeated.end(), rates_.size(), label);
-  params_.begin_gradients();
-  // The mean over B * R rows is 1/R of the sum of the classifiers' own means.
-  const Var wide = linear(Var(features), params_.parameter(weight_), params_.parameter(bias_));
-  const Var loss =
-      cross_entropy(reshape(wide, {batch * count, classes_}), Tensor::from(device, {batch * count}, repeated));
-  scale(loss, static_cast<float>(count)).backward();
-  params_.finish_gradients();
-  for (int id : {weight_, bias_}) {
-    const Params::Entry& entry = params_.entries()[static_cast<size_t>(id)];
-    const int64_t part = entry.shape.size() / count;
-    for (int64_t r = 0; r < count; ++r) {
-      const auto of = [&](const Tensor& flat) { return flat.span(entry.offset + r * part, {part}); };
-      sgd(of(params_.grad()), of(params_.master()), of(buffer_), rate_[static_cast<size_t>(r)], momentum_,
-          weight_decay_);
-    }
+  return Tensor::from(weight_.device(), {static_cast<int64_t>(labels.size()), static_cast<int64_t>(rates_.size())},
+                      repeated);
+}
+
+void ClassifierBank::step(const Tensor& features, const Tensor& targets) {
+  const int64_t rows = features.shape()[0] * static_cast<int64_t>(rates_.size());
+  weight_leaf_.mark_unwritten();
+  bias_leaf_.mark_unwritten();
+  const Var wide = linear(Var(features), weight_leaf_, bias_leaf_);
+  // The mean is over the rows of all classifiers: the seed makes it each classifier's own.
+  cross_entropy(reshape(wide, {rows, classes_}), targets.reshape({rows})).backward(seed_);
+  for (int64_t r = 0; r < rate_.size(); ++r) {
+    const Tensor rate = rate_.rows(r, 1);
+    sgd(part(weight_leaf_.grad(), r), part(weight_, r), part(weight_momentum_, r), rate, momentum_, weight_decay_);
+    sgd(part(bias_leaf_.grad(), r), part(bias_, r), part(bias_momentum_, r), rate, momentum_, weight_decay_);
   }
 }
 
 Tensor ClassifierBank::logits(const Tensor& features) const {
   const NoGrad no_grad;
-  return linear(Var(features), params_.parameter(weight_), params_.parameter(bias_)).value();
+  return linear(Var(features), Var(weight_), Var(bias_)).value();
 }
 
 void ClassifierBank::count(const Tensor& features, const std::vector<int>& labels) {
@@ -68,11 +66,9 @@ void ClassifierBank::count(const Tensor& features, const std::vector<int>& label
   for (size_t i = 0; i < labels.size(); ++i)
     for (size_t r = 0; r < rates_.size(); ++r) {
       const float* row = values.data() + (i * rates_.size() + r) * static_cast<size_t>(classes_);
-      const float own = row[labels[i]];
-      int better = 0;  // classes ahead of the truth; an equal score of a lower class counts as ahead
-      for (int c = 0; c < classes_; ++c) better += row[c] > own || (row[c] == own && c < labels[i]);
-      first_[r] += better == 0;
-      five_[r] += better < 5;
+      const int ahead = classes_ahead(row, classes_, labels[i]);
+      first_[r] += ahead == 0;
+      five_[r] += ahead < 5;
     }
   counted_ += static_cast<int64_t>(labels.size());
 }

@@ -43,7 +43,10 @@ class Probe {
 
   void step(const Tensor& images, const std::vector<int>& labels, double factor) {
     const std::vector<Tensor> of_blocks = features(images);
-    for (size_t b = 0; b < banks_.size(); ++b) banks_[b]->step(of_blocks[b], labels, factor);
+    for (size_t b = 0; b < banks_.size(); ++b) {
+      banks_[b]->set_factor(factor);
+      banks_[b]->step(of_blocks[b], banks_[b]->targets(labels));
+    }
   }
 
   /// accuracies[block][rate] on un-augmented images.
@@ -56,6 +59,7 @@ class Probe {
     EvalLoader loader(dataset, o_.eval.transform, loader_options);
     for (auto& bank : banks_) bank->reset_counts();
     const int64_t size = o_.eval.transform.size;
+    const Tensor finite(device_, {1}, DType::i32);
     EvalBatch batch;
     while (loader.next(batch)) {
       const Shape shape{batch.count, size, size, dataset.channels()};
@@ -63,7 +67,12 @@ class Probe {
       pixels.upload(batch.images);
       augment(pixels, {}, images, o_.eval.normalise.mean, o_.eval.normalise.std);
       const std::vector<Tensor> of_blocks = features(images);
-      for (size_t b = 0; b < banks_.size(); ++b) banks_[b]->count(of_blocks[b], batch.labels);
+      for (size_t b = 0; b < banks_.size(); ++b) {
+        all_finite(of_blocks[b], finite);
+        CHECK(finite.host<int32_t>()[0], "the features of {} hold NaN or infinity: the encoder has diverged",
+              names_[b]);
+        banks_[b]->count(of_blocks[b], batch.labels);
+      }
     }
     *bad_images = loader.bad_images();
     std::vector<std::vector<Accuracy>> out;

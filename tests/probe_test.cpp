@@ -1,9 +1,12 @@
-// The linear probe against the same protocol in double, one classifier at a time.
+// The linear probe against the same protocol in double, one classifier at a time; its bank of classifiers.
+#include <limits>
 #include <numeric>
 
+#include "csml/classifier_bank.h"
 #include "csml/probe_linear.h"
 #include "engine/params.h"
 
+#include "tests/files.h"
 #include "tests/test.h"
 
 // After the project's headers: doctest's CHECK replaces that of kernels/check.h from here on.
@@ -91,12 +94,70 @@ Reference train(const std::vector<double>& x, const std::vector<int>& labels, co
   return r;
 }
 
+/// Largest difference, relative to the largest value of b.
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  double worst = 0, scale = 1e-30;
+  for (size_t i = 0; i < a.size(); ++i) {
+    worst = std::max(worst, std::abs(double{a[i]} - double{b[i]}));
+    scale = std::max(scale, std::abs(double{b[i]}));
+  }
+  return worst / scale;
+}
+
 std::vector<double> doubles(const Features& f) {
   const std::vector<float> values = f.values.host<float>();
   return {values.begin(), values.end()};
 }
 
 }  // namespace
+
+TEST_CASE("each classifier of a bank is what it would be alone") {
+  const auto device = Device::open("cpu");
+  const int classes = 4;
+  const Features data = clusters(*device, 64, 24, classes, 0);
+  const std::vector<double> rates{10, 1, 0.05};
+  ClassifierBank bank(*device, 24, classes, rates, 0.9f, 1e-3f, 5);
+  std::vector<std::unique_ptr<ClassifierBank>> alone;
+  for (double rate : rates)
+    alone.push_back(std::make_unique<ClassifierBank>(*device, 24, classes, std::vector<double>{rate}, 0.9f, 1e-3f, 5));
+  const std::vector<float> start = bank.weight(0).host<float>();
+  for (int i = 0; i < 8; ++i) {
+    const Tensor x = data.values.rows(16 * (i % 4), 16);
+    const std::vector<int> labels(data.labels.begin() + 16 * (i % 4), data.labels.begin() + 16 * (i % 4) + 16);
+    for (ClassifierBank* each : {&bank, alone[0].get(), alone[1].get(), alone[2].get()}) {
+      each->set_factor(i < 5 ? 1 : 0.1);
+      each->step(x, each->targets(labels));
+    }
+  }
+  bank.count(data.values, data.labels);
+  for (size_t r = 0; r < rates.size(); ++r) {
+    const double worst = largest_difference(bank.weight(r).host<float>(), alone[r]->weight(0).host<float>());
+    CHECK(worst < 1e-5);  // products of another width round otherwise; measured 2e-7 and less
+    CHECK(largest_difference(bank.weight(r).host<float>(), start) > 1e-3);
+    alone[r]->count(data.values, data.labels);
+    CHECK(bank.accuracies()[r].top1 == doctest::Approx(alone[r]->accuracies()[0].top1));
+    CHECK(bank.accuracies()[r].top5 == 100);  // of four classes
+  }
+  CHECK(largest_difference(bank.weight(0).host<float>(), bank.weight(2).host<float>()) > 1e-2);
+}
+
+TEST_CASE("one step of a bank is the formula's") {
+  // One image x = (1, 0), classes 0 and 1, W = 0 but for the start; p = softmax(W x); dW = (p - onehot) x.
+  const auto device = Device::open("cpu");
+  ClassifierBank bank(*device, 2, 2, {2.0, 0.5}, 0.9f, 0, 3);
+  const std::vector<float> w = bank.weight(0).host<float>();
+  const double p0 = 1 / (1 + std::exp(double{w[2]} - double{w[0]}));
+  bank.set_factor(0.5);
+  bank.step(Tensor::from(*device, {1, 2}, std::vector<float>{1, 0}), bank.targets({0}));
+  for (size_t r = 0; r < 2; ++r) {
+    const std::vector<float> now = bank.weight(r).host<float>();
+    const double rate = bank.rates()[r] * 0.5;
+    CHECK(now[0] == doctest::Approx(w[0] - rate * (p0 - 1)));
+    CHECK(now[2] == doctest::Approx(w[2] - rate * (1 - p0)));
+    CHECK(now[1] == w[1]);
+  }
+}
 
 TEST_CASE("the linear probe is its protocol: each rate alone in double gives the same accuracies and choice") {
   const auto device = Device::open("cpu");
@@ -181,4 +242,34 @@ TEST_CASE("the linear probe does not depend on which rates run beside the chosen
   o.learning_rates = {1.0, 0.1, 100};
   const LinearProbeResult all = linear_probe(seen, unseen, 4, o);
   for (size_t r = 0; r < 2; ++r) CHECK(std::abs(all.holdout_top1[r].second - alone[r].second) <= 5 + 1e-9);  // 1 of 20
+}
+
+TEST_CASE("the linear probe holds no second copy of the features") {
+  const auto device = Device::open("cpu");
+  constexpr int64_t kRows = 20000, kDim = 64;
+  const Features seen = clusters(*device, kRows, kDim, 4, 5), unseen = clusters(*device, 5000, kDim, 4, 6);
+  LinearProbeOptions o;
+  o.epochs = 1;
+  o.standardise = true;
+  const size_t before = device->stats().reserved;
+  linear_probe(seen, unseen, 4, o);
+  const size_t features = seen.values.bytes() + unseen.values.bytes(), grown = device->stats().reserved - before;
+  MESSAGE(cat("{} bytes beside {} of features", grown, features));
+  CHECK(grown < features / 3);
+}
+
+TEST_CASE("what is not finite is an error or wrong, never right") {
+  const auto device = Device::open("cpu");
+  Features seen = clusters(*device, 200, 8, 4, 3);
+  const Features unseen = clusters(*device, 100, 8, 4, 4);
+  std::vector<float> values = seen.values.host<float>();
+  values[17] = std::numeric_limits<float>::quiet_NaN();
+  seen.values.upload(values);
+  CHECK(contains(error_of([&] { linear_probe(seen, unseen, 4, {}); }), "the features hold NaN or infinity"));
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float scores[] = {1, nan, 2, 2};
+  CHECK(classes_ahead(scores, 4, 1) == 3);
+  CHECK(classes_ahead(scores, 4, 0) == 3);
+  CHECK(classes_ahead(scores + 2, 2, 0) == 0);  // of equal scores the lower class is ahead
+  CHECK(classes_ahead(scores + 2, 2, 1) == 1);
 }
