@@ -27,6 +27,7 @@ int run(const Options& o) {
   write_safetensors(o.out, arrays,
                     {{"data", o.data},
                      {"protocol", source.protocol()},
+                     {"made_by", json_line(source.describe())},
                      {"l2_normalised", o.l2_normalise ? "true" : "false"},
                      {"classes", json_line(data->class_names())}});
 

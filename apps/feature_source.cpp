@@ -57,16 +57,6 @@ std::unique_ptr<Dataset> open_with_labels(const std::string& spec, const std::st
   return dataset;
 }
 
-void check_same_classes(const Dataset& train, const Dataset& test) {
-  const auto& a = train.class_names();
-  const auto& b = test.class_names();
-  for (size_t i = 0; i < std::max(a.size(), b.size()); ++i) {
-    if (i < a.size() && i < b.size() && a[i] == b[i]) continue;
-    throw Error(cat("--train and --test have different classes: number {} is {} there and {} here", i,
-                    i < a.size() ? a[i] : "absent", i < b.size() ? b[i] : "absent"));
-  }
-}
-
 }  // namespace
 
 void add_data_options(CLI::App& app, DataOptions& options, const std::string& encoder) {
@@ -75,9 +65,17 @@ void add_data_options(CLI::App& app, DataOptions& options, const std::string& en
   add_common_options(app, options.common);
 }
 
-void add_labelled_options(CLI::App& app, LabelledOptions& options) {
-  app.add_option("--train", options.train, "SPEC of the labelled images to learn from")->type_name("SPEC")->required();
-  app.add_option("--test", options.test, "SPEC of the labelled images to classify")->type_name("SPEC")->required();
+void add_labelled_options(CLI::App& app, LabelledOptions& options, bool files) {
+  CLI::Option* train = app.add_option("--train", options.train, "SPEC of the labelled images to learn from");
+  CLI::Option* test = app.add_option("--test", options.test, "SPEC of the labelled images to classify");
+  for (CLI::Option* side : {train, test}) side->type_name("SPEC")->required(!files);
+  if (files) {
+    app.add_option("--train-features", options.train_features,
+                   "File of csml embed with the features to learn from; then no --checkpoint, --train and --test")
+        ->type_name("FILE");
+    app.add_option("--test-features", options.test_features, "File of csml embed with the features to classify")
+        ->type_name("FILE");
+  }
   add_feature_options(app, options.source, "q");
   add_common_options(app, options.common);
 }
@@ -86,10 +84,20 @@ nlohmann::json LabelledSets::describe(const LabelledOptions& options) const {
   return {{"train", options.train}, {"test", options.test}, {"n_train", train->size()}, {"n_test", test->size()}};
 }
 
+void check_same_classes(const std::vector<std::string>& train, const std::vector<std::string>& test) {
+  for (size_t i = 0; i < std::max(train.size(), test.size()); ++i) {
+    if (i < train.size() && i < test.size() && train[i] == test[i]) continue;
+    throw Error(cat("training and test set have different classes: number {} is {} there and {} here", i,
+                    i < train.size() ? train[i] : "absent", i < test.size() ? test[i] : "absent"));
+  }
+}
+
 LabelledSets open_labelled(const LabelledOptions& options, const std::string& command) {
+  for (const auto& [spec, flag] : {std::pair{&options.train, "--train"}, {&options.test, "--test"}})
+    if (spec->empty()) throw UsageError(cat("{} needs {} SPEC", command, flag));
   LabelledSets sets{open_with_labels(options.train, cat("--train of {}", command)),
                     open_with_labels(options.test, cat("--test of {}", command))};
-  check_same_classes(*sets.train, *sets.test);
+  check_same_classes(sets.train->class_names(), sets.test->class_names());
   return sets;
 }
 
@@ -173,6 +181,11 @@ Features FeatureSource::extract(const Dataset& dataset, const std::string& label
   Features features = extract_features(device_, *model_.encoder, dataset, options);
   progress.finish();
   return features;
+}
+
+int64_t FeatureSource::dim(const Dataset& dataset) const {
+  if (model_.encoder) return features_.projection ? model_.encoder->project_dim() : model_.encoder->feature_dim();
+  return int64_t{features_.transform.size} * features_.transform.size * dataset.channels();
 }
 
 void FeatureSource::check_channels(const Dataset& dataset) const {

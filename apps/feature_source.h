@@ -28,14 +28,16 @@ struct DataOptions {
 /// --data, the options about features (encoder: which one is meant when none is named) and the common ones.
 void add_data_options(CLI::App& app, DataOptions& options, const std::string& encoder);
 
-/// What the commands that judge features by labels (knn, linear) are told.
+/// What the commands that judge features by labels (knn, linear, svm, finetune) are told.
 struct LabelledOptions {
   CommonOptions common;
   FeatureSourceOptions source;
-  std::string train, test;
+  std::string train, test;                    // SPECs
+  std::string train_features, test_features;  // or files of csml embed (apps/feature_set.h)
 };
-/// --train, --test, the options about features and the common ones.
-void add_labelled_options(CLI::App& app, LabelledOptions& options);
+/// --train, --test, where `files` --train-features and --test-features instead, the options about features and the
+/// common ones.
+void add_labelled_options(CLI::App& app, LabelledOptions& options, bool files);
 
 struct LabelledSets {
   std::unique_ptr<Dataset> train, test;
@@ -44,6 +46,8 @@ struct LabelledSets {
 };
 /// Throws Error unless both sets have labels, of the same classes under the same numbers. command: for its text.
 LabelledSets open_labelled(const LabelledOptions& options, const std::string& command);
+/// Throws Error unless both have the same names under the same numbers.
+void check_same_classes(const std::vector<std::string>& train, const std::vector<std::string>& test);
 
 class FeatureSource {
  public:
@@ -54,6 +58,9 @@ class FeatureSource {
   /// Features of every image, unit rows where `l2_normalise`, with progress under `label`. Unreadable images are named
   /// on standard error.
   Features extract(const Dataset& dataset, const std::string& label, bool l2_normalise = true) const;
+
+  /// Features of one image of `dataset`.
+  int64_t dim(const Dataset& dataset) const;
 
   /// Throws UsageError, with advice, for images of another number of channels than the encoder takes.
   void check_channels(const Dataset& dataset) const;

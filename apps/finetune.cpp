@@ -323,9 +323,11 @@ int run(Options& o, const std::vector<std::string>& arguments) {
   const auto list = [&](const std::array<float, 4>& v) {
     return cat("{}", fmt::join(v.begin(), v.begin() + train->channels(), ","));
   };
-  write_safetensors(
-      fs::path(o.out) / "classifier.safetensors", views,
-      {{"format", "pt"}, {"mean", list(augment.mean)}, {"std", list(augment.std)}, {"protocol", protocol}});
+  write_safetensors(fs::path(o.out) / "classifier.safetensors", views,
+                    {{"format", "pt"},
+                     {"mean", list(augment.mean)},
+                     {"std", list(augment.std)},
+                     {"protocol", json["protocol"].get<std::string>()}});
   write_text_file(fs::path(o.out) / "result.json",
                   json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   answer(o.common, json, text);
@@ -336,7 +338,7 @@ int run(Options& o, const std::vector<std::string>& arguments) {
 
 Command finetune_command(CLI::App& app, const std::vector<std::string>& arguments) {
   auto o = std::make_shared<Options>();
-  add_labelled_options(app, *o);
+  add_labelled_options(app, *o, false);
   app.add_option("--out", o->out,
                  "Folder for config.json, metrics.jsonl, result.json, labels.txt, classifier.safetensors")
       ->type_name("DIR")

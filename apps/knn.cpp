@@ -2,21 +2,20 @@
 #include <algorithm>
 #include <chrono>
 
-#include "apps/feature_source.h"
+#include "apps/feature_set.h"
 #include "csml/probe_knn.h"
-#include "data/shifted.h"
-#include "data/subset.h"
-#include "engine/log.h"
 
 namespace csml {
 namespace {
+
+constexpr int64_t kBlockBytes = int64_t{256} << 20;  // of training features in memory at a time
 
 struct Options : LabelledOptions {
   std::vector<int> k{20};
   double temperature = 0.07;
   std::string setting;
-  int64_t block = 65536;
-  int shift = 0;  // pixels by which the test images are moved
+  int64_t block = 0;  // 0: as many training features as kBlockBytes hold
+  int shift = 0;      // pixels by which the test images are moved
 };
 
 /// The best-documented k of those asked: DINO's 20, then InstDisc's 200, then the first.
@@ -34,37 +33,28 @@ int run(Options& o, bool own_k, bool own_temperature) {
   start(o.common);
   const auto begin = std::chrono::steady_clock::now();
   const auto device = Device::open(o.source.device);
-  const LabelledSets sets = open_labelled(o, "knn");
-  const auto& [train, test] = sets;
+  const FeatureSets sets = open_feature_sets(*device, o, "knn", o.shift);
+  const FeatureSet& train = *sets.train;
   for (int k : o.k) {
-    if (k > train->size()) throw UsageError(cat("--k {} is more than the {} training images", k, train->size()));
+    if (k > train.size()) throw UsageError(cat("--k {} is more than the {} training images", k, train.size()));
   }
-  const FeatureSource source(*device, o.source, *train);
-  const Shifted moved(*test, o.shift);
-  Features queries = source.extract(moved, "test features");
+  const int64_t row_bytes = train.dim() * static_cast<int64_t>(sizeof(float));
+  const int64_t block = o.block > 0 ? o.block : std::max<int64_t>(1, kBlockBytes / row_bytes);
+  Features queries = sets.test->all(true, "test features");
   int64_t bad_images = queries.bad_images;
-  std::vector<KnnResult> results;
-  if (train->size() <= o.block) {
-    const Features bank = source.extract(*train, "train features");
-    bad_images += bank.bad_images;
-    results = knn_classify(bank, queries, train->class_count(), o.k, o.temperature);
-  } else {
-    KnnStream stream(std::move(queries), *std::max_element(o.k.begin(), o.k.end()));
-    const int64_t blocks = (train->size() + o.block - 1) / o.block;
-    for (int64_t b = 0; b < blocks; ++b) {
-      std::vector<int64_t> index;
-      for (int64_t i = train->size() * b / blocks; i < train->size() * (b + 1) / blocks; ++i) index.push_back(i);
-      const Subset part(*train, std::move(index));
-      const Features block = source.extract(part, cat("train features {}/{}", b + 1, blocks));
-      bad_images += block.bad_images;
-      stream.add(block);
-    }
-    results = stream.classify(train->class_count(), o.k, o.temperature);
+  KnnStream stream(std::move(queries), *std::max_element(o.k.begin(), o.k.end()));
+  // Blocks of one size, so that the arena uses the same memory for each; the last may be a few rows smaller.
+  const int64_t blocks = (train.size() + block - 1) / block, each = (train.size() + blocks - 1) / blocks;
+  for (int64_t b = 0; b * each < train.size(); ++b) {
+    const Features part = train.rows(b * each, std::min(each, train.size() - b * each), true,
+                                     blocks == 1 ? "train features" : cat("train features {}/{}", b + 1, blocks));
+    bad_images += part.bad_images;
+    stream.add(part);
   }
+  const std::vector<KnnResult> results = stream.classify(sets.class_count, o.k, o.temperature);
   const KnnResult& best = headline(results);
 
-  nlohmann::json json = source.describe();
-  json.update(sets.describe(o));
+  nlohmann::json json = sets.json;
   json.update({{"task", "knn"},
                {"top1", best.top1},
                {"top5", best.top5},
@@ -73,8 +63,9 @@ int run(Options& o, bool own_k, bool own_temperature) {
                {"bad_images", bad_images},
                {"shift", o.shift},
                {"setting", o.setting.empty() ? nlohmann::json() : nlohmann::json(o.setting)},
-               {"protocol", cat("weighted k-NN, cosine, weight exp(s / {}), {}", o.temperature, source.protocol()) +
+               {"protocol", cat("weighted k-NN, cosine, weight exp(s / {}), {}", o.temperature, sets.protocol) +
                                 (o.shift > 0 ? cat(", test images moved by {} px", o.shift) : "")},
+               {"memory_bytes", device->stats().reserved},
                {"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count()}});
   json["results"] = nlohmann::json::array();
   std::string text;
@@ -83,7 +74,8 @@ int run(Options& o, bool own_k, bool own_temperature) {
         {{"k", result.k}, {"temperature", result.temperature}, {"top1", result.top1}, {"top5", result.top5}});
     text += cat("k-NN  k {:<4} top-1 {:6.2f} %   top-5 {:6.2f} %\n", result.k, result.top1, result.top5);
   }
-  text += cat("{} training and {} test images; {}\n", train->size(), test->size(), json["protocol"].get<std::string>());
+  text +=
+      cat("{} training and {} test images; {}\n", train.size(), sets.test->size(), json["protocol"].get<std::string>());
   answer(o.common, json, text);
   return 0;
 }
@@ -92,7 +84,7 @@ int run(Options& o, bool own_k, bool own_temperature) {
 
 Command knn_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  add_labelled_options(app, *o);
+  add_labelled_options(app, *o, true);
   app.add_option("--setting", o->setting,
                  "dino (k 10,20,100,200, T 0.07) | instdisc (k 200, T 0.1, also MoCo's CIFAR demo); --k and "
                  "--temperature win [k 20, T 0.07]")
@@ -113,12 +105,13 @@ Command knn_command(CLI::App& app) {
       ->check(CLI::Range(0, 4096))
       ->type_name("N")
       ->capture_default_str();
-  app.add_option("--bank-block", o->block, "Training features in memory at a time; more images are searched in blocks")
+  app.add_option("--bank-block", o->block,
+                 "Training rows in memory at a time, beside all test rows and their best k [as many as 256 MiB hold]")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31))
-      ->type_name("N")
-      ->capture_default_str();
+      ->type_name("N");
   app.footer(
       "Example: csml knn --checkpoint runs/demo --train cifar10:DIR --test 'cifar10:DIR?split=test' --k 20,200\n"
+      "         csml knn --train-features a.safetensors --test-features b.safetensors    (files of csml embed)\n"
       "The baseline that an encoder must beat: the same with --features pixels and no --checkpoint.");
   return [o, k, temperature] { return run(*o, k->count() > 0, temperature->count() > 0); };
 }

@@ -1,7 +1,7 @@
 // csml linear: linear probe on cached features, or with --augment on an encoder run at every step.
 #include <chrono>
 
-#include "apps/feature_source.h"
+#include "apps/feature_set.h"
 #include "apps/linear_augmented.h"
 #include "csml/probe_linear.h"
 #include "engine/log.h"
@@ -18,6 +18,8 @@ struct Options : LabelledOptions {
 
 /// --augment: the options both protocols share are taken over; a grid only where it was asked for, else MoCo's rate 30.
 int run_with_augmentation(Options& o, bool own_rates) {
+  if (!o.train_features.empty() || !o.test_features.empty())
+    throw UsageError("linear --augment runs an encoder: it takes no --train-features and --test-features");
   if (o.probe.standardise) throw UsageError("linear --augment takes no --standardise");
   AugmentedProbeOptions& probe = o.augmented.probe;
   probe.epochs = o.probe.epochs;
@@ -33,11 +35,8 @@ int run(Options& o) {
   start(o.common);
   const auto begin = std::chrono::steady_clock::now();
   const auto device = Device::open(o.source.device);
-  const LabelledSets sets = open_labelled(o, "linear");
-  const auto& [train, test] = sets;
-  const FeatureSource source(*device, o.source, *train);
-  const Features seen = source.extract(*train, "train features", false);
-  const Features unseen = source.extract(*test, "test features", false);
+  const FeatureSets sets = open_feature_sets(*device, o, "linear");
+  const Features seen = sets.train->all(false, "train features"), unseen = sets.test->all(false, "test features");
   LinearProbeResult result;
   {
     std::unique_ptr<Progress> progress;
@@ -46,12 +45,20 @@ int run(Options& o) {
       if (!progress) progress = std::make_unique<Progress>("linear probe", total, "steps");
       progress->update(done);
     };
-    result = linear_probe(seen, unseen, train->class_count(), o.probe);
+    result = linear_probe(seen, unseen, sets.class_count, o.probe);
     if (progress) progress->finish();
   }
 
-  nlohmann::json json = source.describe();
-  json.update(sets.describe(o));
+  const bool chosen = o.probe.learning_rates.size() > 1;
+  const std::string protocol =
+      cat("linear probe on cached features without augmentation{}, SGD {:g}, {} epochs, rate x 0.1 at {:g} of them, "
+          "batch {}, weight decay {:g}, rate {:g} {}, last epoch, {}",
+          o.probe.standardise ? ", standardised per feature" : "", o.probe.momentum, o.probe.epochs,
+          fmt::join(o.probe.milestones, ", "), o.probe.batch_size, o.probe.weight_decay, result.learning_rate,
+          chosen ? cat("chosen on {:g} % of the training data held out, then trained on all of it", o.holdout_percent)
+                 : std::string("given"),
+          sets.protocol);
+  nlohmann::json json = sets.json;
   json.update({{"task", "linear"},
                {"top1", result.top1},
                {"top5", result.top5},
@@ -61,11 +68,8 @@ int run(Options& o) {
                {"epochs", o.probe.epochs},
                {"seed", o.probe.seed},
                {"bad_images", seen.bad_images + unseen.bad_images},
-               {"protocol",
-                cat("linear probe on cached features without augmentation, SGD, {} epochs, batch {}, rate {} chosen on "
-                    "{:g} % of "
-                    "the training data held out, last epoch, {}",
-                    o.probe.epochs, o.probe.batch_size, result.learning_rate, o.holdout_percent, source.protocol())},
+               {"protocol", protocol},
+               {"memory_bytes", device->stats().reserved},
                {"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count()}});
   json["holdout_top1"] = nlohmann::json::array();
   std::string text;
@@ -75,7 +79,7 @@ int run(Options& o) {
   }
   text += cat("linear  top-1 {:6.2f} %   top-5 {:6.2f} %   (last epoch; best epoch on test {}: {:.2f} %)\n",
               result.top1, result.top5, result.best_epoch, result.best_top1);
-  text += json["protocol"].get<std::string>() + "\n";
+  text += protocol + "\n";
   answer(o.common, json, text);
   return 0;
 }
@@ -84,7 +88,7 @@ int run(Options& o) {
 
 Command linear_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  add_labelled_options(app, *o);
+  add_labelled_options(app, *o, true);
   app.add_option("--epochs", o->probe.epochs, "Passes over the training images or their features")
       ->check(CLI::Range(1, 100000))
       ->type_name("N")
@@ -130,6 +134,7 @@ Command linear_command(CLI::App& app) {
       ->capture_default_str();
   app.footer(
       "Example: csml linear --checkpoint runs/demo --train cifar10:DIR --test 'cifar10:DIR?split=test'\n"
+      "         csml linear --train-features a.safetensors --test-features b.safetensors    (files of csml embed)\n"
       "         csml linear --augment --blocks 4 --learning-rates 3,10,30,60 …\n"
       "With --augment and several rates the classifiers are trained on what the hold-out leaves; with one on "
       "everything.");

@@ -3,8 +3,7 @@
 #include <cmath>
 #include <optional>
 
-#include "apps/command.h"
-#include "apps/feature_source.h"
+#include "apps/feature_set.h"
 #include "csml/label_split.h"
 #include "csml/svm.h"
 #include "engine/log.h"
@@ -23,35 +22,28 @@ int run(const Options& o) {
   start(o.common);
   const auto begin = std::chrono::steady_clock::now();
   const auto device = Device::open(o.source.device);
-  const LabelledSets sets = open_labelled(o, "svm");
-  const auto& [train, test] = sets;
-  std::vector<int> labels;
-  for (int64_t i = 0; i < train->size(); ++i) labels.push_back(train->label(i));
-  for (int k : o.shots) low_shot(labels, train->class_count(), k, o.seed, 0);  // too few images: say so before the work
-  const FeatureSource source(*device, o.source, *train);
-  const Features seen = source.extract(*train, "train features"), unseen = source.extract(*test, "test features");
+  const FeatureSets sets = open_feature_sets(*device, o, "svm");
+  const std::vector<int>& labels = sets.train->labels();
+  for (int k : o.shots) low_shot(labels, sets.class_count, k, o.seed, 0);  // too few images: say so before the work
+  const Features seen = sets.train->all(true, "train features"), unseen = sets.test->all(true, "test features");
 
-  nlohmann::json json = source.describe();
+  nlohmann::json json = sets.json;
   const std::string settings = cat("squared hinge, C {:g}, positives weighted {:g}, intercept regularised, {}",
-                                   o.svm.cost, o.svm.positive_weight, source.protocol());
+                                   o.svm.cost, o.svm.positive_weight, sets.protocol);
   json.update({{"task", "svm"},
-               {"n_train", train->size()},
-               {"n_test", test->size()},
-               {"train", o.train},
-               {"test", o.test},
                {"cost", o.svm.cost},
                {"positive_weight", o.svm.positive_weight},
                {"bad_images", seen.bad_images + unseen.bad_images}});
   std::string text;
   if (o.shots.empty()) {
-    const SvmResult result = train_svm(seen, {}, unseen, train->class_count(), o.svm);
+    const SvmResult result = train_svm(seen, {}, unseen, sets.class_count, o.svm);
     json["map"] = result.mean_ap;
     json["top1"] = result.top1;
     json["ap"] = nlohmann::json::array();
     for (double ap : result.ap) json["ap"].push_back(std::isnan(ap) ? nlohmann::json() : nlohmann::json(ap));
     json["protocol"] =
         cat("one-against-rest linear SVM, mean average precision over {} classes, unit-length features, {}",
-            train->class_count(), settings);
+            sets.class_count, settings);
     text += cat("svm   mAP {:6.2f} %   top-1 {:6.2f} %\n", result.mean_ap, result.top1);
   } else {
     json["results"] = nlohmann::json::array();
@@ -63,7 +55,7 @@ int run(const Options& o) {
       double sum = 0, squares = 0, top1 = 0;
       for (int r = 0; r < o.runs; ++r) {
         const SvmResult result =
-            train_svm(seen, low_shot(labels, train->class_count(), k, o.seed, r), unseen, train->class_count(), o.svm);
+            train_svm(seen, low_shot(labels, sets.class_count, k, o.seed, r), unseen, sets.class_count, o.svm);
         maps.push_back(result.mean_ap);
         sum += result.mean_ap;
         squares += result.mean_ap * result.mean_ap;
@@ -83,7 +75,7 @@ int run(const Options& o) {
     json["protocol"] =
         cat("low-shot one-against-rest linear SVM, mean average precision over {} classes, mean of {} draws, "
             "unit-length features, {}",
-            train->class_count(), o.runs, settings);
+            sets.class_count, o.runs, settings);
   }
   json["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   text += json["protocol"].get<std::string>() + "\n";
@@ -95,7 +87,7 @@ int run(const Options& o) {
 
 Command svm_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  add_labelled_options(app, *o);
+  add_labelled_options(app, *o, true);
   app.add_option("--shots", o->shots, "Training images of every class, such as 1,2,4,8,16 [all images]")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 20))

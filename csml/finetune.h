@@ -1,4 +1,4 @@
-// Fine-tuning on few labels, and self-training on pseudo labels of low entropy. docs/method.md, section 4.
+// Fine-tuning on few labels, and self-training on pseudo labels of low entropy. docs/method.md, section 8.
 #pragma once
 
 #include <functional>

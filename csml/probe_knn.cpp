@@ -43,7 +43,7 @@ std::vector<KnnResult> knn_classify(const Features& train, const Features& test,
   for (int label : train.labels) CHECK(label >= 0 && label < class_count, "k-NN: a training image has label {}", label);
 
   std::vector<std::vector<int64_t>> hits(ks.size(), {0, 0});
-  constexpr int64_t kBlock = 1024;  // test rows searched at a time: bounds memory
+  constexpr int64_t kBlock = 8192;  // test rows searched at a time: bounds the k best that are held
   Ballot ballot(class_count);
   std::vector<int> voters(static_cast<size_t>(most));
   const Share share = share_of(comm, n_test);

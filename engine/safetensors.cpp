@@ -284,6 +284,18 @@ NamedArray SafetensorsFile::read(const std::string& name) const {
   return result;
 }
 
+void SafetensorsFile::read_rows(const std::string& name, int64_t first, int64_t count, void* destination,
+                                size_t bytes) const {
+  const ArrayInfo& array = info(name);
+  CHECK(array.shape.rank() > 0 && first >= 0 && count >= 0 && first <= array.shape[0] - count,
+        "{}: array {} is {}, rows {} to {} were asked for", path_.string(), printable(name), array.shape.text(), first,
+        first + count);
+  const size_t row = static_cast<size_t>(array.shape.row_size()) * size_of(array.dtype);
+  CHECK(bytes == row * static_cast<size_t>(count), "{}: {} rows of array {} have {} bytes, {} were asked for",
+        path_.string(), count, printable(name), row * static_cast<size_t>(count), bytes);
+  read_at(file_, destination, bytes, data_start_ + array.offset + row * static_cast<size_t>(first), path_);
+}
+
 FileDigest write_safetensors(const std::filesystem::path& path, std::span<const HostArray> arrays,
                              const Metadata& metadata) {
   std::vector<const HostArray*> order;

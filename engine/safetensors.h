@@ -74,6 +74,8 @@ class SafetensorsFile {
   /// Copies an array to `destination`; `bytes` must be its exact size.
   void read(const std::string& name, void* destination, size_t bytes) const;
   NamedArray read(const std::string& name) const;
+  /// Rows [first, first + count) of dimension 0 alone; `bytes` must be their exact size.
+  void read_rows(const std::string& name, int64_t first, int64_t count, void* destination, size_t bytes) const;
 
  private:
   std::filesystem::path path_;

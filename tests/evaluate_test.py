@@ -8,7 +8,9 @@ import math
 import os
 import pathlib
 import pickle
+import random
 import struct
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -49,6 +51,38 @@ def array(path, name):
     return data[8 + length + first:8 + length + last]
 
 
+def safetensors(arrays, fill=None, data=None):
+    """A file of arrays {name: (dtype, shape)}, laid out in that order; all bytes are `fill` (zero) unless `data`."""
+    description, at = {}, 0
+    for name, (dtype, shape) in arrays.items():
+        size = math.prod(shape) * int(dtype[1:]) // 8
+        description[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(description).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + (data if data is not None else (fill or b"\0") * at)
+
+
+def array_of_floats(values):
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+# Its own process: a child's largest resident set begins as that of the process that started it.
+PEAK = """import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+sys.exit(done.returncode)"""
+
+
+def peak_memory(*arguments):
+    """Bytes of memory that a command held at most."""
+    done = subprocess.run([sys.executable, "-c", PEAK, cli_test.CSML, *map(str, arguments)], capture_output=True,
+                          text=True, env={**os.environ, **cli_test.THREADS})
+    if done.returncode != 0:
+        raise AssertionError(f"{arguments}: {done.stderr}")
+    return int(done.stdout)
+
+
 class EvaluateTest(unittest.TestCase):
     fails, answers = cli_test.CliTest.fails, cli_test.CliTest.answers
 
@@ -86,6 +120,59 @@ class EvaluateTest(unittest.TestCase):
                 self.assertIn(features, got["protocol"])
                 self.assertIn(f"encoder {encoder}", got["protocol"])
         self.fails(2, "--setting", "knn", *self.source, "--setting", "other")
+
+    def test_feature_files(self):
+        """A judgement of files that csml embed wrote is that of the encoder that wrote them."""
+        files = []
+        for side, spec in (("train", TRAIN), ("test", TEST)):
+            files += [f"--{side}-features", self.tmp / f"{side}.safetensors"]
+            self.answers("embed", "--checkpoint", self.run_folder, "--data", spec, "--out", files[-1])
+        ours = {"seconds", "train", "test", "memory_bytes"}
+        for command, more in (("knn", ["--k", "3,20"]), ("linear", ["--epochs", 3, "--learning-rates", "1,10"]),
+                              ("svm", ["--shots", "1,4", "--runs", 2])):
+            direct, filed = self.answers(command, *self.source, *more), self.answers(command, *files, *more)
+            self.assertEqual({k: v for k, v in direct.items() if k not in ours},
+                             {k: v for k, v in filed.items() if k not in ours})
+            self.assertEqual((filed["train"], filed["n_train"]), (str(files[1]), 96))
+        one = self.answers("linear", *files, "--epochs", 2, "--learning-rates", 3, "--standardise")
+        self.assertIn("rate 3 given", one["protocol"])
+        self.assertIn("standardised", one["protocol"])
+
+        self.fails(2, "--train SPEC", "knn", "--test", TEST)
+        self.fails(2, "belong together", "knn", *files[:2])
+        self.fails(2, "take no --checkpoint", "knn", *files, "--checkpoint", self.run_folder)
+        self.fails(2, "--shift moves images", "knn", *files, "--shift", 2)
+        self.fails(2, "--augment runs an encoder", "linear", *files, "--augment")
+        plain = self.tmp / "plain_features.safetensors"
+        for arrays, message in (({"features": ("F32", [2, 3])}, "no array 'labels'"),
+                                ({"features": ("F32", [2, 3]), "labels": ("I64", [3])}, r"must be i64 \[2\]"),
+                                ({"features": ("F64", [2, 3]), "labels": ("I64", [2])}, r"must be f32 \[N, D\]"),
+                                ({"features": ("F32", [2, 7]), "labels": ("I64", [2])}, "of dimension 32")):
+            plain.write_bytes(safetensors(arrays))
+            self.fails(1, message, "knn", *files[:2], "--test-features", plain)
+        plain.write_bytes(safetensors({"features": ("F32", [1, 32]), "labels": ("I64", [1])}, b"\xff"))
+        self.fails(1, "row 0 has no label", "knn", *files[:2], "--test-features", plain)
+
+    def test_bounded_memory(self):
+        """Of 60 MiB of features k-NN holds one block, a linear probe each row once."""
+        dim, block = 256, 1024
+        row = lambda label: array_of_floats([random.Random(label * 1000 + i).gauss(i == label, 1) for i in range(dim)])
+        rows = b"".join(row(i % 10) for i in range(block))
+        files, peak = {}, {}
+        for name, blocks in (("few", 1), ("many", 60)):
+            files[name] = self.tmp / f"{name}.safetensors"
+            labels = struct.pack(f"<{blocks * block}q", *[i % block % 10 for i in range(blocks * block)])
+            shape = [blocks * block, dim]
+            files[name].write_bytes(
+                safetensors({"features": ("F32", shape), "labels": ("I64", shape[:1])}, None, rows * blocks + labels))
+        for command, more in (("knn", ["--bank-block", block]), ("linear", ["--epochs", 1, "--standardise"])):
+            for name, train in files.items():
+                peak[name] = peak_memory(command, "--train-features", train, "--test-features", files["few"], *more)
+            grown, file = peak["many"] - peak["few"], files["many"].stat().st_size
+            if command == "knn":
+                self.assertLess(grown, file / 8)  # measured: 1 MB of 63
+            else:
+                self.assertLess(grown, 1.15 * file)  # measured: 65 MB of 63
 
     def test_augmented_probe(self):
         got = self.answers("linear", *self.source, "--augment", "--epochs", 2, "--batch-size", 16, "--blocks", 4)

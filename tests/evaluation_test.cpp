@@ -1,10 +1,9 @@
-// Evaluation: label splits, banks of classifiers, streamed k-NN, SVM, fine-tuning, formats of other programs.
+// Evaluation: label splits, streamed k-NN, SVM, fine-tuning, formats of other programs.
 #include <cmath>
 #include <map>
 #include <numeric>
 #include <set>
 
-#include "csml/classifier_bank.h"
 #include "csml/finetune.h"
 #include "csml/label_split.h"
 #include "csml/probe_knn.h"
@@ -184,50 +183,6 @@ TEST_CASE("a subset has its own order and labels") {
   CHECK(contains(error_of([&] { const Subset wrong(*set, {1}, {99}); }), "label 99"));
 }
 
-TEST_CASE("each classifier of a bank is what it would be alone") {
-  const auto device = Device::open("cpu");
-  const int classes = 4;
-  const Features data = random_features(*device, 64, 24, classes, 0);
-  const std::vector<double> rates{10, 1, 0.05};
-  ClassifierBank bank(*device, 24, classes, rates, 0.9f, 1e-3f, 5);
-  std::vector<std::unique_ptr<ClassifierBank>> alone;
-  for (double rate : rates)
-    alone.push_back(std::make_unique<ClassifierBank>(*device, 24, classes, std::vector<double>{rate}, 0.9f, 1e-3f, 5));
-  const std::vector<float> start = copy_of(bank.weight(0));
-  for (int i = 0; i < 8; ++i) {
-    const Tensor x = data.values.rows(16 * (i % 4), 16);
-    const std::vector<int> labels(data.labels.begin() + 16 * (i % 4), data.labels.begin() + 16 * (i % 4) + 16);
-    bank.step(x, labels, i < 5 ? 1 : 0.1);
-    for (auto& one : alone) one->step(x, labels, i < 5 ? 1 : 0.1);
-  }
-  bank.count(data.values, data.labels);
-  for (size_t r = 0; r < rates.size(); ++r) {
-    const double worst = largest_difference(copy_of(bank.weight(r)), copy_of(alone[r]->weight(0)));
-    CHECK(worst < 1e-5);  // products of another width round otherwise; measured 2e-7 and less
-    CHECK(largest_difference(copy_of(bank.weight(r)), start) > 1e-3);
-    alone[r]->count(data.values, data.labels);
-    CHECK(bank.accuracies()[r].top1 == doctest::Approx(alone[r]->accuracies()[0].top1));
-    CHECK(bank.accuracies()[r].top5 == 100);  // of four classes
-  }
-  CHECK(largest_difference(copy_of(bank.weight(0)), copy_of(bank.weight(2))) > 1e-2);
-}
-
-TEST_CASE("one step of a bank is the formula's") {
-  // One image x = (1, 0), classes 0 and 1, W = 0 but for the start; p = softmax(W x); dW = (p - onehot) x.
-  const auto device = Device::open("cpu");
-  ClassifierBank bank(*device, 2, 2, {2.0, 0.5}, 0.9f, 0, 3);
-  const std::vector<float> w = copy_of(bank.weight(0));
-  const double p0 = 1 / (1 + std::exp(double{w[2]} - double{w[0]}));
-  bank.step(Tensor::from(*device, {1, 2}, std::vector<float>{1, 0}), {0}, 0.5);
-  for (size_t r = 0; r < 2; ++r) {
-    const std::vector<float> now = copy_of(bank.weight(r));
-    const double rate = bank.rates()[r] * 0.5;
-    CHECK(now[0] == doctest::Approx(w[0] - rate * (p0 - 1)));
-    CHECK(now[2] == doctest::Approx(w[2] - rate * (1 - p0)));
-    CHECK(now[1] == w[1]);
-  }
-}
-
 TEST_CASE("k-NN from blocks of training rows equals k-NN from all of them") {
   const auto device = Device::open("cpu");
   const int classes = 7;
@@ -262,6 +217,17 @@ TEST_CASE("k-NN from blocks of training rows equals k-NN from all of them") {
   CHECK(ties.classify(2, {1}, 0.07)[0].top1 == 100);
   const KnnStream nothing(query, 1);
   CHECK(contains(error_of([&] { nothing.classify(2, {1}, 0.07); }), "needs training rows"));
+}
+
+TEST_CASE("many queries find what few find") {  // the search cuts them into larger tiles
+  const auto device = Device::open("cpu");
+  const Features bank = random_features(*device, 700, 24, 7, 3), queries = random_features(*device, 8300, 24, 7, 4);
+  const TopKResult all = top_k(queries.values, bank.values, 9);
+  for (const int64_t first : {0, 500, 8250}) {
+    const TopKResult few = top_k(queries.values.rows(first, 50), bank.values, 9);
+    CHECK(few.index.host<int32_t>() == all.index.rows(first, 50).host<int32_t>());
+    CHECK(largest_difference(copy_of(few.scores), copy_of(all.scores.rows(first, 50))) < 1e-6);
+  }
 }
 
 TEST_CASE("average precision is the area under the precision envelope") {

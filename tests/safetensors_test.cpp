@@ -4,6 +4,7 @@
 
 #include "tests/files.h"
 
+#include <array>
 #include <cstring>
 
 using namespace csml;
@@ -58,6 +59,14 @@ TEST_CASE("safetensors: every dtype, scalars and empty arrays come back") {
   CHECK(contains(error_of([&] { file.info("nobody"); }), "'nobody'"));
   float one;
   CHECK(contains(error_of([&] { file.read("z", &one, sizeof one); }), "'z'"));
+  std::array<float, 3> second{};
+  file.read_rows("z", 1, 1, second.data(), sizeof second);
+  CHECK(std::equal(second.begin(), second.end(), kFloats.begin() + 3));
+  file.read_rows("z", 2, 0, nullptr, 0);
+  for (const auto& [first, count] : {std::pair<int64_t, int64_t>{2, 1}, {-1, 1}, {1, INT64_MAX}, {0, -1}})
+    CHECK(contains(error_of([&] { file.read_rows("z", first, count, second.data(), sizeof second); }), "rows"));
+  CHECK(contains(error_of([&] { file.read_rows("z", 0, 2, second.data(), sizeof second); }), "24 bytes"));
+  CHECK(contains(error_of([&] { file.read_rows("scalar", 0, 1, second.data(), 4); }), "'scalar'"));
   CHECK(entries(folder.path) == std::vector<std::string>{"a.safetensors"});
 }
 

@@ -11,10 +11,11 @@ namespace csml::cpu {
 
 namespace {
 
-constexpr int64_t kTile = 128, kLargeTile = 256;  // queries of one task: fewer give more tasks, more a faster product
-constexpr int64_t kBlock = 512;                   // bank rows of one product: its scores stay in the second-level cache
-constexpr int64_t kLook = 64;                     // scores compared with the threshold at once
-constexpr int64_t kStep = 32;                     // scores taken at once
+constexpr int64_t kTile = 128;   // queries of one task, at least: few give many tasks; with many queries two or four
+                                 // times as many, which packs and reads the bank less often
+constexpr int64_t kBlock = 512;  // bank rows of one product: its scores stay in the second-level cache
+constexpr int64_t kLook = 64;    // scores compared with the threshold at once
+constexpr int64_t kStep = 32;    // scores taken at once
 
 /// A score and its index as one integer: greater is better, that is a higher score or an equal score of lower index.
 /// All keys differ, so what is kept does not depend on how they are sorted.
@@ -118,7 +119,7 @@ void top_k(const Backend::TopK& args) {
 
   // Tiles and blocks are cut evenly: a product of one row or column would go another way and round otherwise, and
   // equal bank rows would not tie. A team even for one tile, so that each product runs on one thread.
-  const int64_t tile_rows = rows < 8 * kLargeTile ? kTile : kLargeTile;
+  const int64_t tile_rows = kTile * (rows < 16 * kTile ? 1 : rows < 64 * kTile ? 2 : 4);
   const int64_t tiles = (rows + tile_rows - 1) / tile_rows, blocks = (length + kBlock - 1) / kBlock;
 #pragma omp parallel for schedule(static)
   for (int64_t tile = 0; tile < tiles; ++tile) {
