@@ -16,6 +16,7 @@
 #include "csml/saved_model.h"
 #include "csml/siamese.h"
 #include "engine/checkpoint.h"
+#include "engine/event_log.h"
 #include "engine/log.h"
 #include "engine/step.h"
 #include "models/weights.h"
@@ -124,6 +125,7 @@ class Run {
   std::unique_ptr<Method> method_;
   std::optional<CheckpointStore> store_;
   std::optional<MetricsLog> metrics_, bad_images_;
+  std::optional<EventLog> events_;                          // metrics_ once more, from when the position is known
   mutable std::mutex bad_mutex_;                            // a loader's threads find bad images while steps go on
   std::set<std::string> bad_paths_;                         // known here
   nlohmann::json bad_unwritten_ = nlohmann::json::array();  // met here since the last share_bad_images()
@@ -182,6 +184,7 @@ void Run::write(nlohmann::json line) {
   if (!writes_) return;
   line["step"] = at_.step;
   line["epoch"] = at_.epoch;
+  if (events_) events_->write(line);
   try {
     metrics_->write(std::move(line));
   } catch (const Error& e) { log_warn(cat("{}; training goes on without this line", e.what())); }
@@ -449,6 +452,7 @@ void Run::resume() {
   check_same_data();
   if (writes_) read_checkpoint();
   share_state();
+  if (writes_) events_.emplace(options_.out / "tensorboard", metrics_->path());
   if (last_saved_ < 0) return;
   log_info(cat("resuming from {}: step {}, epoch {}", result_.checkpoint.string(), at_.step, at_.epoch));
   event("resumed", result_.checkpoint.filename().string());
