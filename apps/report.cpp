@@ -10,6 +10,7 @@
 #include "apps/html.h"
 #include "apps/report_pictures.h"
 #include "apps/report_style.h"
+#include "csml/base.h"
 #include "engine/log.h"
 #include "version.h"
 
@@ -117,11 +118,16 @@ double median(const Series& s) {
   return values[values.size() / 2];
 }
 
-std::string charts_html(const Metrics& m) {
+bool has_queue(const std::optional<Config>& config) {
+  return config && base_of(config->method).negatives == Base::Negatives::queue;
+}
+
+std::string charts_html(const Metrics& m, const std::optional<Config>& config) {
   const std::string x = m.x_label();
   std::string html;
   Chart loss{.title = "Loss",
-             .note = "Means over the log interval; rises at first, while the queue fills",
+             .note = cat("Means over the log interval{}",
+                         has_queue(config) ? "; rises at first, while the queue still holds random rows" : ""),
              .x_label = x,
              .series = {}};
   loss.series.push_back(series(m, m.step, "loss", "loss"));
@@ -130,18 +136,24 @@ std::string charts_html(const Metrics& m) {
     if (has_values(s)) loss.series.push_back(std::move(s));
   }
   if (loss.series.size() == 2) loss.series.pop_back();  // one term is the loss
-  if (const Series chance = series(m, m.step, "", "chance"); has_values(chance))
-    loss.level = {last(chance), cat("chance, log(K + 1) = {:.2f}", last(chance))};
+  if (const Series chance = series(m, m.step, "", "chance"); has_values(chance)) {
+    const bool of_queue =
+        has_queue(config) && std::abs(last(chance) - std::log1p(static_cast<double>(config->method.queue))) < 0.01;
+    loss.level = {last(chance), cat("chance{} = {:.2f}", of_queue ? ", log(K + 1)" : "", last(chance))};
+  }
   html += chart_html(loss);
   html += chart_html({.title = "Online k-NN",
-                      .note = "Accuracy of frozen features, percent; first point: untrained",
+                      .note = "Top-1 accuracy of frozen features, percent; first point: the untrained encoder",
                       .x_label = x,
-                      .series = {series(m, m.eval, "top-1", "top1"), series(m, m.eval, "top-5", "top5")}});
-  html += chart_html({.title = "Similarities",
-                      .note = "Mean cosine of a query to its positive key and to the queue",
-                      .x_label = x,
-                      .series = {series(m, m.step, "positive", "positive_similarity"),
-                                 series(m, m.step, "negative", "negative_similarity")}});
+                      .series = {series(m, m.eval, "top-1", "top1")}});
+  std::vector<Series> similarities{series(m, m.step, "positive", "positive_similarity")};
+  const bool negatives = !config || base_of(config->method).negatives != Base::Negatives::none;
+  if (negatives) similarities.push_back(series(m, m.step, "negative", "negative_similarity"));
+  html +=
+      chart_html({.title = "Similarities",
+                  .note = cat("Mean cosine of a query to its positive key{}", negatives ? " and to its negatives" : ""),
+                  .x_label = x,
+                  .series = similarities});
   html += chart_html({.title = "Feature spread",
                       .note = "1: embeddings spread over the whole sphere; 0: all in one point (collapse)",
                       .x_label = x,
@@ -180,7 +192,7 @@ std::string tile(const std::string& value, const std::string& what) {
   return cat("<div class=\"tile\"><b>{}</b><span>{}</span></div>\n", escape_html(value), escape_html(what));
 }
 
-std::string tiles_html(const Metrics& m) {
+std::string tiles_html(const Metrics& m, const std::optional<Config>& config) {
   std::string html;
   const Series top1 = series(m, m.eval, "", "top1"), loss = series(m, m.step, "", "loss"),
                chance = series(m, m.step, "", "chance"), purity = series(m, m.epoch, "", "purity", 100),
@@ -194,12 +206,13 @@ std::string tiles_html(const Metrics& m) {
     html += tile(cat("{:.3f}", last(loss)), has_values(chance) ? cat("loss; chance {:.2f}", last(chance)) : "loss");
   if (has_values(purity)) html += tile(cat("{:.1f} %", last(purity)), "neighbour purity");
   if (!m.step.empty())
-    html += tile(cat("{:.0f}", m.x(m.step.back())),
+    html += tile(cat("{:.0f}{}", m.x(m.step.back()),
+                     config && m.steps_per_epoch > 0 ? cat(" / {}", config->train.epochs) : std::string()),
                  m.steps_per_epoch > 0 ? cat("epochs of {:.0f} steps", m.steps_per_epoch) : "steps");
   if (has_values(rate)) html += tile(cat("{:.0f}", median(rate)), "images per second, median");
   double seconds = 0;
   for (const json& line : m.epoch) seconds += std::max(0.0, number(line, "seconds"));
-  if (seconds > 0) html += tile(duration_text(seconds), "training time");
+  if (seconds > 0) html += tile(duration_text(seconds), cat("training time, {}", seconds < 3600 ? "min:s" : "h:min:s"));
   return html.empty() ? "" : "<div class=\"tiles\">" + html + "</div>\n";
 }
 
@@ -217,7 +230,9 @@ std::string notes_html(const Metrics& m, const std::vector<json>& bad_images, co
   const Series spread = series(m, m.step, "", "feature_spread"), loss = series(m, m.step, "", "loss"),
                chance = series(m, m.step, "", "chance"), wait = series(m, m.step, "", "data_wait");
   if (has_values(spread) && last(spread) < 0.2)
-    note(true, cat("The feature spread is {:.2f}: the embeddings are collapsing to few directions.", last(spread)));
+    note(true, cat("The feature spread is {:.2f}: the embeddings are collapsing to few directions, and a low loss says "
+                   "nothing good.",
+                   last(spread)));
   if (has_values(chance) && last(loss) > last(chance) - 0.05)
     note(true,
          "The loss is at chance level: nothing has been learnt yet. A smaller queue, a lower momentum of the key "
@@ -259,19 +274,27 @@ std::string results_html(const fs::path& run, const Metrics& m) {
   std::string rows;
   for (const json& line : lines) {
     const bool online = text_of(line, "kind") == "eval";
-    const std::vector<json> each = line.contains("results") && line["results"].is_array()
-                                       ? line["results"].get<std::vector<json>>()
-                                       : std::vector<json>{line};
+    std::vector<json> each{line};  // several k or shots, both stages of self-training
+    for (const char* list : {"results", "stages"})
+      if (line.contains(list) && line[list].is_array()) each = line[list].get<std::vector<json>>();
     for (const json& result : each) {
-      const std::string k = text_of(result, "k");
-      rows += cat(
-          "<tr><td>{}{}</td><td class=\"number\">{:.2f}</td><td class=\"number\">{:.2f}</td><td>{}</td><td>{}</td>"
-          "<td class=\"number\">{}</td><td class=\"quiet\">{}</td></tr>\n",
-          escape_html(text_of(line, "task")), k.empty() ? "" : escape_html(cat(", k = {}", k)), number(result, "top1"),
-          number(result, "top5"), escape_html(text_of(line, "features")), escape_html(text_of(line, "encoder")),
-          escape_html(cat("{} / {}", text_of(line, "n_train"), text_of(line, "n_test"))),
-          escape_html(cat("{}{}", online ? cat("step {}; ", text_of(line, "step")) : text_of(line, "file") + "; ",
-                          text_of(line, "protocol"))));
+      std::string task = text_of(line, "task");
+      if (const std::string k = text_of(result, "k"); !k.empty()) task += cat(", k = {}", k);
+      if (const std::string stage = text_of(result, "stage"); !stage.empty()) task += ", " + stage;
+      if (const double map = number(result, "map"); std::isfinite(map)) task += cat(", mAP {:.2f} %", map);
+      const auto percent = [&](const char* key) {
+        const double value = number(result, key);
+        return std::isfinite(value) ? cat("{:.2f}", value) : std::string("–");
+      };
+      const std::string protocol = text_of(result, "protocol");
+      rows +=
+          cat("<tr><td>{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td><td>{}</td><td>{}</td>"
+              "<td class=\"number\">{}</td><td class=\"quiet\">{}</td></tr>\n",
+              escape_html(task), percent("top1"), percent("top5"), escape_html(text_of(line, "features")),
+              escape_html(text_of(line, "encoder")),
+              escape_html(cat("{} / {}", text_of(line, "n_train"), text_of(line, "n_test"))),
+              escape_html(cat("{}{}", online ? cat("step {}; ", text_of(line, "step")) : text_of(line, "file") + "; ",
+                              protocol.empty() ? text_of(line, "protocol") : protocol)));
     }
   }
   return cat(
@@ -386,10 +409,14 @@ int run(const Options& o) {
   std::string about;
   if (config) {
     const ModelConfig& model = config->model;
-    about = cat("{} · ResNet-{}, {} stem, width {} · batch {} · queue {} · temperature {} · seed {}",
+    about = cat("{} · ResNet-{}, {} stem, width {} · batch {}{}{} · seed {}",
                 config->method.name == "csml" ? cat("csml over {}", config->method.base) : config->method.name,
-                model.depth, model.stem, model.width, config->train.batch_size, config->method.queue,
-                config->method.temperature, config->train.seed);
+                model.depth, model.stem, model.width, config->train.batch_size,
+                has_queue(config) ? cat(" · queue {}", config->method.queue) : std::string(),
+                base_of(config->method).negatives != Base::Negatives::none
+                    ? cat(" · temperature {}", config->method.temperature)
+                    : std::string(),
+                config->train.seed);
   }
   std::string html =
       cat("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
@@ -397,9 +424,12 @@ int run(const Options& o) {
           "<style>{}</style></head>\n<body><main>\n<header><h1>{}</h1><p>{}</p>",
           escape_html(name), kReportStyle, escape_html(name), escape_html(about));
   if (config) html += cat("<p>{}</p>", escape_html(config->data.train));
-  html += "</header>\n" + tiles_html(metrics) + notes_html(metrics, bad_images, newest, config);
-  if (const std::string charts = charts_html(metrics); !charts.empty())
-    html += "<section><h2>Training</h2><div class=\"charts\">" + charts + "</div></section>\n";
+  html += "</header>\n" + tiles_html(metrics, config) + notes_html(metrics, bad_images, newest, config);
+  if (const std::string charts = charts_html(metrics, config); !charts.empty())
+    html +=
+        "<section><h2>Training</h2><p>What each curve means and what trouble looks like: docs/reading-a-run.md.</p>"
+        "<div class=\"charts\">" +
+        charts + "</div></section>\n";
   html += results_html(folder, metrics) + pictures_html(o, config, newest) + run_html(folder, metrics, bad_images);
   html += cat("<footer>csml {} ({}){}</footer>\n</main></body></html>\n", kVersion, kCommit,
               newest ? escape_html(cat(" · {}", newest->folder.filename().string())) : "");

@@ -124,8 +124,10 @@ std::string views_html(Device& device, const Config& config, const Checkpoint& c
     drawn.push_back(to_images(cut_mix(tensors[0], tensors[2], box), augment));
     mixed_name = cat("m: CutMix(q, p), λ = {:.2f}", mix.lambda);
   }
-  std::string html = cat("<p>Views as the first step of epoch {} draws them: q and k of the sample{}.</p>\n", epoch,
-                         table ? ", p and k′ of a neighbour drawn for it, m the mixture of q and p" : "");
+  std::string html = cat(
+      "<p>Views as the first step of epoch {} draws them: q, which the trained encoder sees, and k, the key's, of the "
+      "sample{}.</p>\n",
+      epoch, table ? ", p and k′ of a neighbour drawn for it, m the mixture of q and p" : "");
   for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
     html += "<div class=\"row\">" + original(*data, batch.samples[i],
                                              cat("sample {} {}", batch.samples[i], label_text(*data, batch.samples[i])),

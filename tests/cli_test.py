@@ -363,14 +363,22 @@ class CliTest(unittest.TestCase):
         self.fails(1, "model.safetensors", "inspect", damaged)
 
     def test_report(self):
+        svm = {"task": "svm", "top1": 12.5, "map": 34.5678, "n_train": 96, "n_test": 40, "protocol": "low-shot"}
+        (self.run_folder / "svm.json").write_text(json.dumps({**svm, "results": [{"k": 4, "top1": 12.5, "map": 34.5678}]}))
+        (self.run_folder / "tuned.json").write_text(json.dumps(
+            {"task": "finetune", "top1": 45, "protocol": "second", "stages": [
+                {"stage": "fine-tune", "top1": 23.45, "top5": 60, "protocol": "the first"},
+                {"stage": "self-train", "top1": 45, "top5": 70, "protocol": "the second"}]}))
         done = self.answers("report", self.run_folder, "--samples", 3)
         html = (self.run_folder / "report.html").read_text()
         self.assertEqual(done["bytes"], len(html.encode()))
-        for part in ("<svg", "Augmented views", "Nearest neighbours", "data:image/png;base64,", "chance, log(K + 1)",
-                     "prefers-color-scheme", "method.name".split(".")[1]):
+        for part in ("<svg", "Augmented views", "Nearest neighbours", "data:image/png;base64,", "chance, log(K + 1) = ",
+                     "prefers-color-scheme", "method.name".split(".")[1], "svm, k = 4, mAP 34.57 %",
+                     "finetune, fine-tune", "23.45", "the first", "finetune, self-train"):
             self.assertIn(part, html)
         self.assertIsNone(re.search(r"""(src|href)\s*=\s*["']?https?:|@import|url\(""", html))  # self-contained
         self.assertNotIn("Not available", html)
+        self.assertNotRegex(html, r"\bnan\b")
         elsewhere = self.tmp / "gone.html"
         self.answers("report", self.run_folder, "--data", f"folder:{self.tmp / 'gone'}", "--out", elsewhere)
         self.assertIn("Not available", elsewhere.read_text())
