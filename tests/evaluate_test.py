@@ -213,7 +213,9 @@ class EvaluateTest(unittest.TestCase):
         self.assertEqual([line["epoch"] for line in epochs], [1, 2, 3, 1, 2])
         self.assertTrue(all(math.isfinite(line["loss"]) and "time" in line and "step" in line for line in epochs))
         self.assertAlmostEqual(epochs[2]["lr_head"] / epochs[0]["lr_head"], 0.2)
-        self.assertEqual(header(out / "classifier.safetensors")["fc.weight"]["shape"], [10, 32])
+        weights = header(out / "classifier.safetensors")
+        self.assertEqual(weights["fc.weight"]["shape"], [10, 32])
+        self.assertEqual(weights["__metadata__"]["protocol"], got["stages"][1]["protocol"])  # the stage they are from
         # The labels written down, taken as a list, are the same labels.
         listed = self.answers("finetune", *self.source, *options, "--labels", out / "labels.txt", "--out",
                               self.tmp / "listed")
