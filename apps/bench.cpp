@@ -11,6 +11,8 @@
 #include "csml/method.h"
 #include "csml/probe_knn.h"
 #include "csml/views.h"
+#include "engine/buckets.h"
+#include "engine/comm_rehearsal.h"
 #include "engine/layers.h"
 #include "engine/log.h"
 #include "engine/optim.h"
@@ -31,18 +33,22 @@ struct Options {
   std::string preset = "cifar10-small";
   std::vector<int64_t> knn;
   int batch = 0, workers = 0;
+  double buckets = 0;  // MiB; 0: no --buckets
   bool cifar = false;
 };
 
 /// One supervised step of a ResNet: forward, cross entropy, backward, SGD with momentum, running statistics.
 class SupervisedStep {
  public:
-  SupervisedStep(Device& device, const ResNetOptions& network, int64_t size, int64_t classes, int64_t batch)
+  /// With a communicator: gradients are reduced in buckets of at least bucket_bytes during backward.
+  SupervisedStep(Device& device, const ResNetOptions& network, int64_t size, int64_t classes, int64_t batch,
+                 Comm* comm = nullptr, int64_t bucket_bytes = 0)
       : params_(device),
         trunk_(params_, network),
         head_(params_, "fc", trunk_.feature_dim(), classes),
         step_(device, [this] { run_once(); }) {
     params_.build(0, true);
+    if (comm) buckets_.emplace(params_, *comm, bucket_bytes);
     optimizer_ = Optimizer::make(params_, {.kind = "sgd", .momentum = 0.9f, .weight_decay = 1e-4f});
     Random random(0, Purpose::test);
     const Shape shape{batch, size, size, network.in_channels};
@@ -57,14 +63,20 @@ class SupervisedStep {
     statistics_ = like(params_.buffers());
   }
   void run() { step_.run(); }
+  const Params& params() const { return params_; }
+  size_t bucket_count() const { return buckets_ ? buckets_->count() : 0; }
 
  private:
   void run_once() {
     const Stages stages = trunk_(Var(images_), {.training = true, .groups = 1, .statistics = statistics_});
     const Var loss = cross_entropy(head_(stages.pooled), labels_);
-    params_.begin_gradients();
-    loss.backward();
-    params_.finish_gradients();
+    if (buckets_) {
+      buckets_->backward(loss);
+    } else {
+      params_.begin_gradients();
+      loss.backward();
+      params_.finish_gradients();
+    }
     optimizer_->step(learning_rate_, {});
     ema(statistics_, params_.buffers(), momentum_);
   }
@@ -72,6 +84,7 @@ class SupervisedStep {
   Params params_;
   ResNet trunk_;
   Linear head_;
+  std::optional<GradientBuckets> buckets_;
   std::unique_ptr<Optimizer> optimizer_;
   Tensor images_, labels_, learning_rate_, momentum_, statistics_;
   Step step_;
@@ -85,18 +98,32 @@ nlohmann::json rates(const Timing& timing, int64_t batch) {
   return json;
 }
 
+/// The step with its gradients' reductions replaced by copies of equal bytes: what of their time it does not hide.
+nlohmann::json bench_buckets(Device& device, const Options& o, const ResNetOptions& network, int64_t size,
+                             int64_t classes, int64_t batch, const Timing& without) {
+  const auto comm = rehearsal(device);
+  const auto bytes = static_cast<int64_t>(o.buckets * 1048576);
+  SupervisedStep step(device, network, size, classes, batch, comm.get(), bytes);
+  const Timing with = measure(o.bench, device, [&] { step.run(); });
+  const Tensor& grad = step.params().grad();
+  const Timing alone = measure(o.bench, device, [&] { comm->all_reduce_mean(grad); });
+  const double exposed = std::max(0.0, with.ms - without.ms);
+  return {{"mib", o.buckets},      {"count", step.bucket_count()},       {"gradient_bytes", grad.bytes()},
+          {"ms", with.ms},         {"ms_without", without.ms},           {"copies_alone_ms", alone.ms},
+          {"exposed_ms", exposed}, {"exposed_share", exposed / alone.ms}};
+}
+
 nlohmann::json bench_supervised(Device& device, const Options& o) {
   const bool small = o.step != "resnet50";
   const int64_t batch = o.batch ? o.batch : small ? 64 : 16;
-  SupervisedStep step(device,
-                      {.depth = o.step == "resnet50" ? 50 : 18,
-                       .cifar_stem = o.step == "resnet18_cifar",
-                       .width = 64,
-                       .in_channels = 3},
-                      small ? 32 : 224, small ? 10 : 1000, batch);
+  const ResNetOptions network{
+      .depth = o.step == "resnet50" ? 50 : 18, .cifar_stem = o.step == "resnet18_cifar", .width = 64, .in_channels = 3};
+  const int64_t size = small ? 32 : 224, classes = small ? 10 : 1000;
+  SupervisedStep step(device, network, size, classes, batch);
   const Timing timing = measure(o.bench, device, [&] { step.run(); });
   nlohmann::json json = rates(timing, batch);
   json["case"] = o.step;
+  if (o.buckets > 0) json["buckets"] = bench_buckets(device, o, network, size, classes, batch, timing);
   return json;
 }
 
@@ -266,6 +293,8 @@ std::string table(const nlohmann::json& json) {
 int run(const Options& o) {
   if (o.op.empty() + o.step.empty() + o.loader.empty() + o.knn.empty() != 3)
     throw UsageError("bench needs one of --op NAME, --step NAME, --loader SPEC and --knn N,M,D,K");
+  if (o.buckets > 0 && !o.step.starts_with("resnet"))
+    throw UsageError("--buckets goes with --step resnet50, resnet18 or resnet18_cifar");
   start(o.common);
   const auto device = Device::open(o.device);
   nlohmann::json json;
@@ -334,6 +363,12 @@ Command bench_command(CLI::App& app) {
   app.add_option("--batch", o->batch, "Images per step [16; 64 for 32 px; the preset's]")
       ->check(CLI::Range(1, 1 << 20))
       ->type_name("N");
+  app.add_option(
+         "--buckets", o->buckets,
+         "--step resnet…: also with reductions of gradient buckets of so many MiB played by copies of equal bytes "
+         "on a second stream; what of their time the step does not hide")
+      ->check(CLI::Range(0.001, 4096.0))
+      ->type_name("MIB");
   app.add_option("--preset", o->preset, "Of --step moco and csml")->type_name("NAME")->capture_default_str();
   app.add_option("--data", o->data, "Of --step moco and csml")->type_name("SPEC")->capture_default_str();
   app.add_option("--set", o->set, "Any configuration key of --step moco and csml, or of --loader")

@@ -6,6 +6,7 @@
 #include "apps/run_folder.h"
 #include "csml/train_loop.h"
 #include "engine/log.h"
+#include "engine/timeline.h"
 
 namespace csml {
 namespace {
@@ -134,6 +135,37 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
   return result.stopped ? kExitStopped : 0;
 }
 
+/// Under CSML_TIMELINE=FILE: a timeline of the run's backward passes and reductions, written at its end, of each
+/// process its own (FILE, FILE.1, …).
+class TimelineFile {
+ public:
+  TimelineFile(Device& device, int rank) : device_(device), timeline_(rank) {
+    const char* file = std::getenv("CSML_TIMELINE");
+    if (!file || !*file) return;
+    if (std::string(device.name()) != "cpu")
+      throw UsageError("CSML_TIMELINE is for the CPU; on a card use Nsight Systems and csml bench --buckets");
+    path_ = rank == 0 ? file : cat("{}.{}", file, rank);
+    device.set_timeline(&timeline_);
+  }
+  ~TimelineFile() {
+    if (path_.empty()) return;
+    device_.set_timeline(nullptr);
+    try {
+      timeline_.write(path_);
+      const Timeline::Communication c = timeline_.communication();
+      log_info(cat("timeline in {}: reductions under way for {:.3f} s, {:.0f} % of it exposed", path_, c.whole,
+                   100 * c.share));
+    } catch (const std::exception& e) { log_warn(e.what()); }
+  }
+  TimelineFile(const TimelineFile&) = delete;
+  TimelineFile& operator=(const TimelineFile&) = delete;
+
+ private:
+  Device& device_;
+  Timeline timeline_;
+  std::string path_;
+};
+
 int run(const Options& o) {
   if (o.preset == "help") {
     answer(o.common, {{"task", "presets"}, {"text", preset_list()}}, preset_list());
@@ -153,6 +185,7 @@ int run(const Options& o) {
   catch_signals();
   const auto device = Device::open(device_of(config.train.device, job));
   const auto comm = Comm::open(*device, {.timeout_seconds = config.comm.timeout_seconds, .rendezvous = {}});
+  const TimelineFile timeline(*device, job.rank);
   if (comm->size() == 1) return train_on(o, resolved, *train, *device, *comm);
   try {
     return train_on(o, resolved, *train, *device, *comm);
@@ -200,8 +233,9 @@ Command pretrain_command(CLI::App& app, const std::vector<std::string>& argument
       "SIGTERM, SIGINT and SIGUSR1 end the step, write a checkpoint and exit with 75; the same command goes on.\n"
       "Several processes: mpirun -np 4 csml pretrain … (or srun --mpi=pmix), same flags; --batch-size stays that of "
       "all\n"
-      "together, and a batch-norm group must lie inside one process. A process that waits for another longer than\n"
-      "comm.timeout_seconds says so and exits with 70.");
+      "together, and a batch-norm group must lie inside one process. A process that waits\n"
+      "for another longer than comm.timeout_seconds says so and exits with 70.\n"
+      "CSML_TIMELINE=FILE writes when operations and reductions ran (docs/cluster.md).");
   return [o] { return run(*o); };
 }
 

@@ -18,7 +18,7 @@ foreach(processes 2 4)
            WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   list(APPEND MPI_TESTS comm.mpi${processes}${suffix})
 endforeach()
-foreach(case equal wide resume faults)
+foreach(case equal wide resume faults bases timeline kit)
   if(CSML_SANITIZE AND NOT case STREQUAL "wide")  # the others are about values and signals: once is enough
     continue()
   endif()

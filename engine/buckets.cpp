@@ -1,5 +1,7 @@
 #include "engine/buckets.h"
 
+#include "engine/timeline.h"
+
 namespace csml {
 
 GradientBuckets::GradientBuckets(const Params& params, Comm& comm, int64_t bucket_bytes)
@@ -18,7 +20,21 @@ GradientBuckets::GradientBuckets(const Params& params, Comm& comm, int64_t bucke
   }
 }
 
+void GradientBuckets::mark(const std::function<void(Timeline&)>& what) const {
+  Device& device = params_.device();
+  if (Timeline* timeline = device.timeline()) device.backend().host_call([timeline, what] { what(*timeline); });
+}
+
+void GradientBuckets::reduce(const Bucket& bucket) const {
+  mark([number = &bucket - buckets_.data(), leaves = bucket.leaves](Timeline& t) {
+    t.add(Timeline::Track::buckets, cat("bucket {}: {} leaves", number, leaves), t.now());
+  });
+  comm_.all_reduce_mean(bucket.grad);
+}
+
 void GradientBuckets::backward(const Var& loss, const Tensor& seed) {
+  const auto begin = std::make_shared<double>();
+  mark([begin](Timeline& t) { *begin = t.now(); });
   params_.begin_gradients();
   for (Bucket& b : buckets_) b.missing = b.leaves;
   comm_.fork();
@@ -26,12 +42,13 @@ void GradientBuckets::backward(const Var& loss, const Tensor& seed) {
     const auto found = bucket_of_.find(leaf.id());
     if (found == bucket_of_.end()) return;
     Bucket& b = buckets_[found->second];
-    if (--b.missing == 0) comm_.all_reduce_mean(b.grad);
+    if (--b.missing == 0) reduce(b);
   });
   params_.finish_gradients();
   for (const Bucket& b : buckets_)
-    if (b.missing > 0) comm_.all_reduce_mean(b.grad);  // a leaf that no gradient reached
+    if (b.missing > 0) reduce(b);  // a leaf that no gradient reached
   comm_.join();
+  mark([begin](Timeline& t) { t.add(Timeline::Track::passes, "backward and reductions", *begin); });
 }
 
 }  // namespace csml

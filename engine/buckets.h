@@ -1,6 +1,7 @@
 // Gradient buckets: a network's gradients averaged over processes while the backward pass that makes them goes on.
 #pragma once
 
+#include <functional>
 #include <unordered_map>
 #include <vector>
 
@@ -27,6 +28,10 @@ class GradientBuckets {
     Tensor grad;
     int leaves = 0, missing = 0;
   };
+
+  /// Tells the device's timeline, if there is one, in the order of the calls around it.
+  void mark(const std::function<void(Timeline&)>& what) const;
+  void reduce(const Bucket& bucket) const;
 
   const Params& params_;
   Comm& comm_;

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "engine/comm.h"
+#include "engine/timeline.h"
 #include "engine/watchdog.h"
 
 namespace csml {
@@ -96,10 +97,14 @@ class MpiComm final : public Comm {
     CHECK(forked_, "join() without fork()");
     forked_ = false;
     host_call([this] {
+      Timeline* timeline = device_.timeline();
+      const double begin = timeline ? timeline->now() : 0;
       for (Pending& p : pending_) {
         call("all_reduce (join)", p.bytes, [&] { return MPI_Wait(&p.request, MPI_STATUS_IGNORE); });
+        seen_done(p);
         if (p.scale) scale(p.scale, p.count);
       }
+      if (timeline && !pending_.empty()) timeline->add(Timeline::Track::waiting, "join", begin);
       pending_.clear();
     });
   }
@@ -121,7 +126,15 @@ class MpiComm final : public Comm {
     float* scale;  // to be divided by size after the sum; null: not
     int64_t count;
     size_t bytes;
+    double begin;  // on the timeline; below 0: not there, or told already
   };
+
+  void seen_done(Pending& p) const {
+    if (p.begin >= 0)
+      device_.timeline()->add(Timeline::Track::communication,
+                              cat("all-reduce of {:.2f} MiB", static_cast<double>(p.bytes) / 1048576), p.begin);
+    p.begin = -1;
+  }
 
   void host_call(const std::function<void()>& work) { device_.backend().host_call(work); }
 
@@ -154,7 +167,7 @@ class MpiComm final : public Comm {
         float* scaled = mean ? static_cast<float*>(data) : nullptr;
         const size_t bytes = static_cast<size_t>(count) * 4;
         if (overlap) {
-          Pending p{MPI_REQUEST_NULL, scaled, count, bytes};
+          Pending p{MPI_REQUEST_NULL, scaled, count, bytes, device_.timeline() ? device_.timeline()->now() : -1};
           call(name, bytes, [&] {
             return MPI_Iallreduce(MPI_IN_PLACE, data, static_cast<int>(count), type, op, comm_, &p.request);
           });
@@ -173,7 +186,9 @@ class MpiComm final : public Comm {
   void push_on() {
     for (Pending& p : pending_) {
       int done = 0;
-      if (p.request != MPI_REQUEST_NULL) MPI_Test(&p.request, &done, MPI_STATUS_IGNORE);
+      if (p.request == MPI_REQUEST_NULL) continue;
+      MPI_Test(&p.request, &done, MPI_STATUS_IGNORE);
+      if (done) seen_done(p);
     }
   }
 

@@ -12,6 +12,7 @@
 namespace csml {
 
 class Device;
+class Timeline;
 
 /// Threads that the CPU's kernels use; 0: all cores. Results of our own kernels do not depend on it.
 void set_compute_threads(int threads);
@@ -94,6 +95,9 @@ class Device {
   const char* name() const { return backend_->name(); }
 
   std::shared_ptr<Storage> allocate(size_t bytes);
+  /// Who is told when pieces of steps run (engine/timeline.h; not owned); null: nobody.
+  void set_timeline(Timeline* timeline) { timeline_ = timeline; }
+  Timeline* timeline() const { return timeline_; }
   /// Main pool and all recordings together.
   ArenaStats stats() const;
   void trim() { main_->trim(); }
@@ -105,6 +109,7 @@ class Device {
   std::unique_ptr<Backend> backend_;
   std::shared_ptr<Pool> main_, current_;
   std::vector<std::weak_ptr<RecordedStep>> recordings_;
+  Timeline* timeline_ = nullptr;
 };
 
 }  // namespace csml

@@ -4,6 +4,8 @@
 #include <map>
 #include <unordered_map>
 
+#include "engine/timeline.h"
+
 namespace csml {
 
 struct Var::Node {
@@ -69,6 +71,17 @@ void check_finite(const char* name, const char* what, const Tensor& t) {
   backend(t).all_finite({.x = t, .flag = flag});
   CHECK(flag.host<int32_t>()[0] == 1, "CSML_NAN: the {} of op '{}' (shape {}) holds a NaN or an infinity", what, name,
         t.shape().text());
+}
+
+/// Runs an op's backward and tells the device's timeline, if there is one, when it ran.
+template <class F>
+void timed(Device& device, const char* name, const F& backward) {
+  Timeline* timeline = device.timeline();
+  if (!timeline) return backward();
+  const auto begin = std::make_shared<double>();
+  device.backend().host_call([timeline, begin] { *begin = timeline->now(); });
+  backward();
+  device.backend().host_call([timeline, begin, name] { timeline->add(Timeline::Track::compute, name, *begin); });
 }
 
 }  // namespace
@@ -183,7 +196,7 @@ void Var::backward(const Tensor& seed, const std::function<void(const Var& leaf)
     if (node.grad) {  // else: no path from the root gave it a gradient
       sinks.clear();
       for (const Var& input : node.inputs) sinks.push_back(input.node_ ? input.node_->sink() : Sink{});
-      node.backward(node.grad, node.grad2, sinks);
+      timed(node.grad.device(), node.name, [&] { node.backward(node.grad, node.grad2, sinks); });
       if (nan_check_enabled())
         for (const Sink& sink : sinks) check_finite(node.name, "gradient", sink.tensor);
     }

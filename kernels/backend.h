@@ -71,6 +71,10 @@ class Backend {
     View y{};
   };
   virtual void copy(const Copy&) = 0;
+  /// The same on a second stream: after the calls before it and beside those after it, until join_copies(). Stands in
+  /// for the traffic of a collective (engine/comm_rehearsal.h). A device without a second stream copies at once.
+  virtual void copy_beside(const Copy& a) { copy(a); }
+  virtual void join_copies() {}
   /// y[i] (+)= alpha * scale[0] * x[i]; scale [1] absent = 1.
   struct Axpy {
     ConstView x{};

@@ -393,7 +393,10 @@ class CliTest(unittest.TestCase):
             step = self.answers("bench", "--step", method, "--data", TRAIN, *TINY, *short)
             self.assertEqual((step["case"], step["batch"]), (method, 32))
             self.assertGreater(step["images_per_second"], 0)
-        step = self.answers("bench", "--step", "resnet18_cifar", "--batch", 2, *short)
+        step = self.answers("bench", "--step", "resnet18_cifar", "--batch", 2, *short, "--buckets", 8)
+        self.assertEqual(step["buckets"]["count"], 5)  # 43 MB of gradients, in whole leaves
+        self.assertGreater(step["buckets"]["copies_alone_ms"], 0)
+        self.fails(2, "--buckets goes with --step resnet50", "bench", "--step", "moco", "--buckets", 8)
         self.assertEqual((step["case"], step["batch"]), ("resnet18_cifar", 2))
 
     def test_full_standard_output(self):

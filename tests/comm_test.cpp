@@ -1,12 +1,15 @@
 // Communication: every collective against its formula, started ahead and recorded too; texts and shares; gradient
 // buckets; the watchdog's line; how a job is recognised. Run as it is (one process) and under mpirun.
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "engine/buckets.h"
+#include "engine/comm_rehearsal.h"
 #include "engine/layers.h"
 #include "engine/ops.h"
 #include "engine/step.h"
+#include "engine/timeline.h"
 #include "engine/watchdog.h"
 #include "kernels/random.h"
 
@@ -274,6 +277,98 @@ TEST_CASE("gradient buckets average over ranks, however small they are and whate
     }
   }
   CHECK(counts == std::vector<size_t>{6, 2, 1});
+}
+
+TEST_CASE("reductions of gradient buckets start while backward goes on, in the order in which buckets are complete") {
+  Comm& comm = *job().comm;
+  Device& device = *job().device;
+  Params params(device);
+  std::vector<Linear> layers;
+  for (int i = 0; i < 6; ++i) layers.emplace_back(params, cat("layer{}", i), 64, 64);
+  params.build(3, true);
+  const Tensor x = Tensor::full(device, {32, 64}, 0.1f),
+               labels = Tensor::from(device, {32}, std::vector<int32_t>(32, 1));
+  GradientBuckets buckets(params, comm, 64 * 64 * sizeof(float));  // a layer each, and what is left
+  Timeline timeline(comm.rank());
+  device.set_timeline(&timeline);
+  {
+    Step step(device, [&] {
+      Var h(x);
+      for (const Linear& layer : layers) h = relu(layer(h));
+      buckets.backward(cross_entropy(h, labels));
+    });
+    for (int run = 0; run < 4; ++run) step.run();  // eager, recorded, replayed twice
+  }
+  device.set_timeline(nullptr);
+
+  using Track = Timeline::Track;
+  const auto of_track = [&](Track track) {
+    std::vector<Timeline::Span> spans;
+    for (const Timeline::Span& s : timeline.spans())
+      if (s.track == track) spans.push_back(s);
+    std::sort(spans.begin(), spans.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
+    return spans;
+  };
+  const auto passes = of_track(Track::passes), ops = of_track(Track::compute), complete = of_track(Track::buckets),
+             reductions = of_track(Track::communication);
+  REQUIRE(passes.size() == 4);
+  REQUIRE(ops.size() == 4 * 13);  // six layers of two ops, the loss
+  REQUIRE(complete.size() == 4 * buckets.count());
+  REQUIRE(reductions.size() == (comm.size() > 1 ? complete.size() : 0));
+  for (size_t p = 0; p < passes.size(); ++p) {
+    const double last_op = ops[(p + 1) * 13 - 1].end;
+    CHECK(passes[p].begin <= ops[p * 13].begin);
+    CHECK(last_op <= passes[p].end);
+    for (size_t b = 0; b < buckets.count(); ++b) {
+      const size_t at = p * buckets.count() + b;
+      CHECK(complete[at].name.starts_with(cat("bucket {}:", b)));
+      if (reductions.empty()) continue;
+      CHECK(complete[at].begin <= reductions[at].begin);
+      if (b + 1 < buckets.count()) {
+        CHECK(reductions[at].begin <= complete[at + 1].begin);
+        CHECK(reductions[at].begin < last_op);  // all but the last start during backward
+      }
+      CHECK(reductions[at].end <= passes[p].end);
+    }
+  }
+  const Folder folder;
+  timeline.write(folder.path / "trace.json");
+  const nlohmann::json trace = nlohmann::json::parse(slurp(folder.path / "trace.json"));
+  CHECK(trace["traceEvents"].size() == 5 + timeline.spans().size());
+  CHECK((trace["otherData"]["communication_seconds"].get<double>() > 0) == (comm.size() > 1));
+}
+
+TEST_CASE("exposed communication is that beside which nothing is computed") {
+  using Track = Timeline::Track;
+  Timeline t(0, 7);
+  t.add({Track::compute, "", 0, 2});
+  t.add({Track::compute, "", 3, 4});
+  t.add({Track::compute, "", 9, 10});
+  t.add({Track::communication, "", 1, 3.5});
+  t.add({Track::communication, "", 3, 5});    // overlaps the one before
+  t.add({Track::communication, "", 11, 12});  // all exposed
+  t.add({Track::buckets, "", 1, 1});
+  t.add({Track::communication, "", 20, 30});  // one too many: dropped
+  const Timeline::Communication c = t.communication();
+  CHECK(c.whole == doctest::Approx(5));            // 1 … 5, 11 … 12
+  CHECK(c.exposed == doctest::Approx(1 + 1 + 1));  // 2 … 3, 4 … 5, 11 … 12
+  CHECK(c.share == doctest::Approx(3.0 / 5));
+  CHECK(t.spans().size() == 7);
+  CHECK(Timeline().communication().share == 0);
+}
+
+TEST_CASE("a rehearsal computes what one process does and moves what its reductions would move") {
+  Device& device = *job().device;
+  const auto comm = rehearsal(device);
+  const Tensor t = values<float>(1000);
+  const std::vector<float> before = t.host<float>();
+  comm->fork();
+  comm->all_reduce_mean(t);
+  comm->all_reduce_sum(t.rows(0, 10));
+  comm->join();
+  CHECK(t.host<float>() == before);
+  CHECK(comm->size() == 1);
+  CHECK(comm->recordable());
 }
 
 TEST_CASE("misuse is refused before anything is sent") {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whole pretraining runs of several processes under mpirun, beside the same run of one process.
 
-usage: mpi_test.py CSML CASE     CASE: equal | wide | resume | faults
+usage: mpi_test.py CSML CASE     CASE: equal | wide | resume | faults | bases | timeline | kit
 Exits with 77 (skipped) where mpirun is absent or csml was built without MPI."""
 import array
 import json
@@ -301,6 +301,73 @@ def case_faults():
     check(code not in (0, None), f"a process that dies: exit code {code}")
     answer, _ = run(2, "dead", "csml", epochs=4000, train__max_steps=1, **QUICK)
     check(answer and answer["steps"] == 1, "a run whose process died does not start again")
+
+
+def case_bases():
+    """Bases whose gradient crosses processes (negatives of the batch) or passes a predictor; keys shuffled inside a
+    process, as two directions ask."""
+    for method in ("simclr", "mocov3", "byol"):
+        one_step(method, method__shuffle_span=4)
+
+
+def case_timeline():
+    """Bucket reductions of a whole run start during backward, in the order in which buckets are complete."""
+    path = os.path.join(WORK, "trace.json")
+    ENVIRONMENT["CSML_TIMELINE"] = path
+    # Wide enough for several buckets of 8 MiB.
+    run(2, "timed", "moco", batch=8, train__max_steps=3, model__width=64, model__dim=64, test=None)
+    del ENVIRONMENT["CSML_TIMELINE"]
+    for file in (path, path + ".1"):
+        with open(file, encoding="utf-8") as opened:
+            trace = json.load(opened)
+        tracks = {e["tid"]: e["args"]["name"] for e in trace["traceEvents"] if e["ph"] == "M"}
+        events = {name: sorted((e for e in trace["traceEvents"] if e["ph"] != "M" and tracks[e["tid"]] == name),
+                               key=lambda e: e["ts"]) for name in tracks.values()}
+        passes, ops = events["passes"], events["backward ops"]
+        complete, reductions = events["gradient buckets complete"], events["reductions"]
+        check(len(passes) == 3, f"{len(passes)} backward passes of 3 steps")
+        for single in passes:
+            inside = lambda e: single["ts"] <= e["ts"] < single["ts"] + single["dur"]
+            last_op = max(e["ts"] + e["dur"] for e in filter(inside, ops))
+            ready, started = list(filter(inside, complete)), list(filter(inside, reductions))
+            check(len(started) == len(ready) >= 3, f"{len(started)} reductions of {len(ready)} buckets")
+            check([e["name"].split(":")[0] for e in ready] == [f"bucket {i}" for i in range(len(ready))], "order of buckets")
+            for a, b, after in zip(ready, started, ready[1:]):
+                check(a["ts"] <= b["ts"] <= after["ts"], "a reduction does not start when its bucket is complete")
+                check(b["ts"] < last_op, "a reduction starts after backward")
+        about = trace["otherData"]
+        print(f"rank {about['rank']}: reductions under way {1e3 * about['communication_seconds']:.1f} ms in 3 steps, "
+              f"{100 * about['exposed_share']:.0f} % exposed")
+
+
+def case_kit():
+    """csml doctor of several processes; scripts/cluster/mpirun.sh with the real mpirun, stopped by a SIGTERM."""
+    done = subprocess.run(mpirun(2) + [CSML, "doctor", "--device", "cpu", "--out", WORK, "--megabytes", "1", "--json"],
+                          env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    check(done.returncode == 0, f"doctor: exit code {done.returncode}: {done.stderr[-1500:]}")
+    answer = json.loads(done.stdout)
+    found = {f["check"]: f for f in answer["findings"]}
+    check(answer["processes"] == 2, f"doctor: {answer}")
+    check(found["all-reduce: bandwidth"]["value"] > 0 and found["all-reduce: latency"]["value"] > 0, "doctor: no figures")
+    check(found["device"]["ranks"] == [0, 1] and found["out: writing"]["ranks"] == [0], f"doctor: {found}")
+    print(found["all-reduce: bandwidth"]["text"], "|", found["all-reduce: latency"]["text"])
+    done = subprocess.run(mpirun(2) + [CSML, "doctor", "--device", "cpu", "--data", "folder:/nowhere", "--json"],
+                          env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    check(done.returncode == 1 and json.loads(done.stdout)["fail"] == 1, f"doctor without data: {done.stdout}")
+
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "scripts", "cluster", "mpirun.sh")
+    command = [script, "2"] + arguments("script", "csml", epochs=4000, **QUICK)[1:]
+    job = subprocess.Popen(command, env={**ENVIRONMENT, "CSML": CSML}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           text=True)
+    log = os.path.join(WORK, "script", "metrics.jsonl")
+    for _ in range(3000):
+        if job.poll() is not None or (os.path.exists(log) and open(log, encoding="utf-8").read().count('"step"') > 3):
+            break
+        time.sleep(0.02)
+    job.send_signal(signal.SIGTERM)
+    code, errors = finish(job)
+    check(code == 75, f"mpirun.sh: exit code {code}, expected 75: {errors[-1500:]}")
+    check(any(line["event"] == "stopped" for line in steps("script", "event")), "mpirun.sh: not told in the log")
 
 
 def main():

@@ -84,6 +84,22 @@ cudaDeviceProp properties_of(int card) {
   return properties;
 }
 
+class Event {
+ public:
+  Event() { CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  /// What `second` does from now on waits for what `first` was told until now; in a capture too.
+  void order(cudaStream_t first, cudaStream_t second) const {
+    CUDA_CHECK(cudaEventRecord(event_, first));
+    CUDA_CHECK(cudaStreamWaitEvent(second, event_, 0));
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 class GraphReplay final : public Replay {
  public:
   GraphReplay(cudaGraph_t graph, cudaStream_t stream, bool sync) : stream_(stream), sync_(sync) {
@@ -118,7 +134,9 @@ struct CudaBackend::State {
   const bool sync = switched_on("CSML_SYNC");
   SharedFailure failure;
   Stream stream;
-  Stream side;  // for uploads while the other one is recorded
+  Stream side;    // for uploads while the other one is recorded
+  Stream copies;  // of copy_beside()
+  Event copies_begin, copies_end;
   cuda::Staging staging;
   cuda::Context context;
   cuda::Matmuls matmuls;
@@ -198,6 +216,16 @@ void CudaBackend::download(void* host, const void* device, size_t bytes) {
   if (bytes) state_->staging.download(state_->stream.get(), host, device, bytes);
   state_->context.check_failure();
 }
+
+void CudaBackend::copy_beside(const Copy& args) {
+  const State& s = *state_;
+  CHECK(args.x.dtype == args.y.dtype && args.x.size() == args.y.size(), "copy_beside of {} into {}",
+        args.x.shape.text(), args.y.shape.text());
+  s.copies_begin.order(s.stream.get(), s.copies.get());
+  CUDA_CHECK(cudaMemcpyAsync(args.y.data, args.x.data, args.x.bytes(), cudaMemcpyDeviceToDevice, s.copies.get()));
+}
+
+void CudaBackend::join_copies() { state_->copies_end.order(state_->copies.get(), state_->stream.get()); }
 
 void CudaBackend::synchronize() {
   CHECK(!state_->context.is_recording(), "the card cannot be waited for while a step is recorded");

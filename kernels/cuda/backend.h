@@ -38,6 +38,8 @@ class CudaBackend final : public Backend {
 
   void fill(const Fill& a) override { run("fill", cuda::fill, a); }
   void copy(const Copy& a) override { run("copy", cuda::copy, a); }
+  void copy_beside(const Copy&) override;
+  void join_copies() override;
   void axpy(const Axpy& a) override { run("axpy", cuda::axpy, a); }
   void relu(const Relu& a) override { run("relu", cuda::relu, a); }
   void relu_grad(const ReluGrad& a) override { run("relu_grad", cuda::relu_grad, a); }
