@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -78,22 +79,128 @@ void horizontal_rgb(const uint8_t* in, const ResizeScratch::Axis& axis, int begi
   }
 }
 
-#ifdef __AVX2__
+constexpr int kGroup = 4;  // taps of one step of the vector loops
 
-constexpr int kGroup = 4;     // taps of one step
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define CSML_RESIZE_VNNI
+
+// Products of unsigned pixels and signed bytes, four taps at once (VNNI). A weight is l0 + 2^8 l1 + 2^16 l2 with signed
+// bytes l: three such sums, put together with two shifts, are exact.
+constexpr int kLimbs = 3;
+
+/// l0, l1, l2 of up to four weights, a byte each; zero where no tap is.
+std::array<uint32_t, kLimbs> limbs_of(const int32_t* weight, int count) {
+  std::array<uint32_t, kLimbs> words{};
+  for (int j = 0; j < std::min(count, kGroup); ++j) {
+    int32_t rest = weight[j];
+    for (uint32_t& word : words) {
+      const auto limb = static_cast<int8_t>(rest);
+      word |= uint32_t{static_cast<uint8_t>(limb)} << 8 * j;
+      rest = (rest - limb) >> 8;
+    }
+  }
+  return words;
+}
+
+/// Operators and zero masks instead of some intrinsics: g++ 12 warns of its own headers (GCC bug 105593).
+typedef int32_t Words __attribute__((vector_size(64)));
+
+inline __m512i sum_of(const __m512i* limb) {
+  const auto l0 = reinterpret_cast<Words>(limb[0]), l1 = reinterpret_cast<Words>(limb[1]),
+             l2 = reinterpret_cast<Words>(limb[2]);
+  return reinterpret_cast<__m512i>((l0 + (l1 << 8) + (l2 << 16)) >> kBits);
+}
+
+/// Per four outputs, step of four taps and limb: 16 words, output by output, each four times. Returns the steps.
+int pack(ResizeScratch::Axis& axis) {
+  const size_t groups = axis.first.size() / 4;
+  const int steps = (*std::max_element(axis.count.begin(), axis.count.end()) + kGroup - 1) / kGroup;
+  axis.packed.resize(groups * static_cast<size_t>(steps) * kLimbs * 16);
+  uint32_t* to = axis.packed.data();
+  for (size_t g = 0; g < groups; ++g)
+    for (int s = 0; s < steps; ++s, to += kLimbs * 16)
+      for (size_t o = 0; o < 4; ++o) {
+        const size_t i = 4 * g + o;
+        const auto words =
+            limbs_of(axis.weight.data() + i * static_cast<size_t>(axis.taps) + kGroup * s, axis.count[i] - kGroup * s);
+        for (size_t l = 0; l < kLimbs; ++l) std::fill_n(to + 16 * l + 4 * o, 4, words[l]);
+      }
+  return steps;
+}
+
+/// One row of three channels, four outputs and four taps a step. `available`: bytes that may be read from its start.
+/// Returns how many outputs it made; the others would read further than that.
+int horizontal_vector(const uint8_t* in, ptrdiff_t available, const ResizeScratch::Axis& axis, int steps, int width,
+                      uint8_t* out) {
+  const __m512i planar =
+      _mm512_maskz_broadcast_i32x4(0xFFFF, _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
+  const __m128i dense = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+  const auto load = [](const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); };
+  const int bytes = 3 * kGroup * steps;
+  const uint32_t* weight = axis.packed.data();
+  int i = 0;
+  for (; i + 4 <= width; i += 4) {
+    const int* first = &axis.first[static_cast<size_t>(i)];
+    if (ptrdiff_t{3} * first[3] + bytes + 4 > available) break;
+    const uint8_t *p0 = in + 3 * first[0], *p1 = in + 3 * first[1], *p2 = in + 3 * first[2], *p3 = in + 3 * first[3];
+    __m512i limb[kLimbs] = {_mm512_set1_epi32(1 << (kBits - 1)), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int at = 0; at < bytes; at += 3 * kGroup, weight += kLimbs * 16) {
+      __m512i x = _mm512_inserti32x4(_mm512_castsi128_si512(load(p0 + at)), load(p1 + at), 1);
+      x = _mm512_inserti32x4(_mm512_inserti32x4(x, load(p2 + at), 2), load(p3 + at), 3);
+      x = _mm512_shuffle_epi8(x, planar);
+      for (int l = 0; l < kLimbs; ++l) limb[l] = _mm512_dpbusd_epi32(limb[l], x, _mm512_loadu_si512(weight + 16 * l));
+    }
+    const __m512i sum = _mm512_maskz_max_epi32(0xFFFF, sum_of(limb), _mm512_setzero_si512());
+    const __m128i pixels = _mm_shuffle_epi8(_mm512_maskz_cvtusepi32_epi8(0xFFFF, sum), dense);
+    _mm_mask_storeu_epi8(out + 3 * i, 0x0FFF, pixels);
+  }
+  return i;
+}
+
+/// out[i] = sum_j rows[j][i] * weight[j] over n >= 64 bytes of each row, which `out` does not overlap.
+void vertical_vector(const uint8_t* rows, ptrdiff_t stride, const int32_t* weight, int count, int n, uint8_t* out) {
+  for (int block = 0; block < n; block += 64) {
+    const int i = std::min(block, n - 64);  // the last one may repeat bytes
+    __m512i limb[4][kLimbs];                // of bytes 0..3, 4..7, 8..11, 12..15 of each 16
+    for (auto& part : limb) {
+      part[0] = _mm512_set1_epi32(1 << (kBits - 1));
+      part[1] = part[2] = _mm512_setzero_si512();
+    }
+    for (int j = 0; j < count; j += kGroup) {
+      const auto row = [&](int k) { return _mm512_loadu_si512(rows + std::min(j + k, count - 1) * stride + i); };
+      const __m512i a = row(0), b = row(1), c = row(2), d = row(3);
+      const __m512i ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b);
+      const __m512i cd0 = _mm512_unpacklo_epi8(c, d), cd1 = _mm512_unpackhi_epi8(c, d);
+      const __m512i taps[4] = {_mm512_unpacklo_epi16(ab0, cd0), _mm512_unpackhi_epi16(ab0, cd0),
+                               _mm512_unpacklo_epi16(ab1, cd1), _mm512_unpackhi_epi16(ab1, cd1)};
+      const auto words = limbs_of(weight + j, count - j);
+      for (int part = 0; part < 4; ++part)
+        for (int l = 0; l < kLimbs; ++l)
+          limb[part][l] = _mm512_dpbusd_epi32(limb[part][l], taps[part],
+                                              _mm512_set1_epi32(static_cast<int>(words[static_cast<size_t>(l)])));
+    }
+    const __m512i low = _mm512_packus_epi32(sum_of(limb[0]), sum_of(limb[1]));
+    const __m512i high = _mm512_packus_epi32(sum_of(limb[2]), sum_of(limb[3]));
+    _mm512_storeu_si512(out + i, _mm512_packus_epi16(low, high));
+  }
+}
+
+#elif defined(__AVX2__)
+
 constexpr int kLowBits = 11;  // a weight is high * 2^11 + low: both fit the 16-bit multiply-add, the sum stays exact
 
 /// Per output and group of four taps: (high0, high1), (high2, high3), (low0, low1), (low2, low3), zero where no tap is.
-void make_groups(ResizeScratch::Axis& axis) {
+void pack(ResizeScratch::Axis& axis) {
   const int groups = (axis.taps + kGroup - 1) / kGroup;
-  axis.group.assign(axis.first.size() * static_cast<size_t>(groups) * 2 * kGroup, 0);
+  axis.packed.assign(axis.first.size() * static_cast<size_t>(groups) * kGroup, 0);
   for (size_t i = 0; i < axis.first.size(); ++i) {
     const int32_t* weight = &axis.weight[i * static_cast<size_t>(axis.taps)];
-    int16_t* to = &axis.group[i * static_cast<size_t>(groups) * 2 * kGroup];
+    uint32_t* to = &axis.packed[i * static_cast<size_t>(groups) * kGroup];
     for (int j = 0; j < axis.count[i]; ++j) {
-      int16_t* at = to + j / kGroup * 2 * kGroup + j % kGroup;
-      at[0] = static_cast<int16_t>(weight[j] >> kLowBits);
-      at[kGroup] = static_cast<int16_t>(weight[j] & ((1 << kLowBits) - 1));
+      uint32_t* at = to + j / kGroup * kGroup + j % kGroup / 2;
+      const uint32_t high = static_cast<uint16_t>(weight[j] >> kLowBits), low = weight[j] & ((1 << kLowBits) - 1);
+      at[0] |= high << 16 * (j % 2);
+      at[2] |= low << 16 * (j % 2);
     }
   }
 }
@@ -114,9 +221,9 @@ int horizontal_two_rows(const uint8_t* in0, const uint8_t* in1, ptrdiff_t availa
     const ptrdiff_t at = ptrdiff_t{3} * axis.first[static_cast<size_t>(i)];
     const int steps = (axis.count[static_cast<size_t>(i)] + kGroup - 1) / kGroup;
     if (at + 3 * kGroup * steps + 4 > available) break;
-    const int16_t* weight = &axis.group[static_cast<size_t>(i) * groups * 2 * kGroup];
+    const uint32_t* weight = &axis.packed[static_cast<size_t>(i) * groups * kGroup];
     __m256i high = _mm256_setzero_si256(), low = half;
-    for (int s = 0; s < steps; ++s, weight += 2 * kGroup) {
+    for (int s = 0; s < steps; ++s, weight += kGroup) {
       const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in0 + at + 3 * kGroup * s));
       const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in1 + at + 3 * kGroup * s));
       const __m256i pixels = _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1);
@@ -152,6 +259,9 @@ void horizontal_gray(const uint8_t* in, const ResizeScratch::Axis& axis, int wid
 
 /// out[i] = sum_j rows[j][i] * weight[j] over n bytes of each row.
 void vertical(const uint8_t* rows, ptrdiff_t stride, const int32_t* weight, int count, int n, uint8_t* out) {
+#ifdef CSML_RESIZE_VNNI
+  if (n >= 64) return vertical_vector(rows, stride, weight, count, n, out);
+#endif
   constexpr int kBlock = 64;  // sums that stay in registers
   int i = 0;
   for (; i + kBlock <= n; i += kBlock) {
@@ -210,8 +320,16 @@ void resize(const ImageView& source, const Box& box, int height, int width, cons
     int y = 0;
     if (c == 1)
       for (; y < rows; ++y) horizontal_gray(source.row(y0 + y), axis, window.width, to + ptrdiff_t{y} * row_bytes);
-#ifdef __AVX2__
-    if (c == 3) make_groups(scratch.horizontal);
+#if defined(CSML_RESIZE_VNNI)
+    const int steps = c == 3 ? pack(scratch.horizontal) : 0;
+    for (; y < rows; ++y) {
+      const uint8_t* in = source.row(y0 + y);
+      const ptrdiff_t available = (source.height - 1 - (y0 + y)) * source.stride + ptrdiff_t{3} * source.width;
+      const int done = horizontal_vector(in, available, axis, steps, window.width, to + ptrdiff_t{y} * row_bytes);
+      horizontal_rgb(in, axis, done, window.width, to + ptrdiff_t{y} * row_bytes);
+    }
+#elif defined(__AVX2__)
+    if (c == 3) pack(scratch.horizontal);
     for (; y + 1 < rows; y += 2) {
       const uint8_t *in0 = source.row(y0 + y), *in1 = source.row(y0 + y + 1);
       uint8_t *out0 = to + ptrdiff_t{y} * row_bytes, *out1 = out0 + row_bytes;

@@ -31,7 +31,7 @@ struct ResizeScratch {
   struct Axis {
     std::vector<int> first, count;  // per output position: first input position, number of taps
     std::vector<int32_t> weight;    // [outputs, taps]
-    std::vector<int16_t> group;     // the same in the order of the vector loop
+    std::vector<uint32_t> packed;   // the same as the vector loop reads them
     int taps = 0;
   };
   Axis horizontal, vertical;
