@@ -1,6 +1,6 @@
 // The scan of a whole baseline JPEG -> u8 pixels of one region, byte-identical to libjpeg-turbo's slow integer DCT and
 // fancy upsampling. Faster than libjpeg because only what the region needs is transformed, entropy decoding stops at
-// the region's end, and one table look-up yields a run and its coefficient.
+// the region's end, and one table look-up yields up to two runs and their coefficients (data/jpeg_entropy.h).
 //
 // The caller parses the header (data/decode.cpp, through libjpeg) and stays the judge of every file: whatever is not
 // ordinary here (damage, a missing end, unusual sampling) is refused without a word and decoded by libjpeg instead.
