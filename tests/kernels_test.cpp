@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <set>
@@ -228,6 +229,54 @@ TEST_CASE("commit calls") { check_family({"all_finite", "sgd", "lars", "adamw", 
 TEST_CASE("losses of several positives") { check_family({"row_dot", "scale_rows", "multi_positive"}); }
 TEST_CASE("windows of maps") { check_family({"gather_window", "gather_window_grad", "best_window"}); }
 TEST_CASE("augmentation") { check_family({"augment", "cut_mix"}); }
+
+TEST_CASE("images of a large batch are augmented to the same bits as alone") {
+  if (backend_under_test() != "cpu") return;  // it is the CPU that writes large outputs past its caches
+  const auto device = open_backend();
+  Backend& be = device->backend();
+  const int64_t count = 8, height = 224, width = 208, pixels = height * width * 3;
+  RedZone images(be, count * pixels), params(be, count * sizeof(ColorParams)), all(be, count * pixels * sizeof(float)),
+      one(be, pixels * sizeof(float));
+  Random random(0, Purpose::test);
+  std::vector<std::byte> bytes(static_cast<size_t>(count * pixels));
+  for (std::byte& x : bytes) x = static_cast<std::byte>(random.below(256));
+  images.write(bytes);
+  std::vector<std::byte> rows;
+  for (int i = 0; i < count; ++i) {
+    ColorParams p{.contrast = i % 3 ? 0.7f : 1, .hue = 0.05f, .order = static_cast<float>(3 * i - 1)};
+    p.gray = i % 4 == 1, p.blur_sigma = i % 3 == 2 ? 1.5f : 0, p.flip = i % 2;
+    const auto* at = reinterpret_cast<const std::byte*>(&p);
+    rows.insert(rows.end(), at, at + sizeof p);
+  }
+  params.write(rows);
+  const auto augment = [&](int64_t first, int64_t n, RedZone& y) {
+    const auto* from = static_cast<const uint8_t*>(images.data()) + first * pixels;
+    const auto* drawn = static_cast<const ColorParams*>(params.data()) + first;
+    be.augment({.images = {from, {n, height, width, 3}, DType::u8},
+                .params = {drawn, {n, ColorParams::kColumns}},
+                .y = {y.data(), {n, height, width, 3}}});
+    be.synchronize();
+    CHECK(y.check().empty());
+    return y.read();
+  };
+  const std::vector<std::byte> together = augment(0, count, all);
+  for (int64_t i = 0; i < count; ++i) {
+    const std::vector<std::byte> alone = augment(i, 1, one);
+    CHECK(std::equal(alone.begin(), alone.end(), together.begin() + i * static_cast<int64_t>(alone.size())));
+  }
+}
+
+TEST_CASE("augmentation refuses factors that are not finite") {
+  if (backend_under_test() != "cpu") return;  // a card does not look at its parameters
+  const auto device = open_backend();
+  const uint8_t pixels[12] = {};
+  float y[12];
+  const ColorParams p{.contrast = std::numeric_limits<float>::quiet_NaN(), .order = 0};
+  CHECK_THROWS_AS(device->backend().augment({.images = {pixels, {1, 2, 2, 3}, DType::u8},
+                                             .params = {&p, {1, ColorParams::kColumns}},
+                                             .y = {y, {1, 2, 2, 3}}}),
+                  Error);
+}
 
 TEST_CASE("calls without a CUDA kernel fail and are listed") {
   if (backend_under_test() != "simt") return;

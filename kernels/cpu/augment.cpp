@@ -1,8 +1,14 @@
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
+#include "kernels/cpu/color.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/scratch.h"
@@ -12,8 +18,6 @@ namespace csml::cpu {
 
 namespace {
 
-constexpr int kPlanes = 3;
-
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX__)
@@ -22,106 +26,8 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-/// One image as planes of floats in [0, 1]; planes = 1 for images of one channel and after conversion to gray.
-struct Image {
-  std::array<float*, kPlanes> plane{};
-  int planes = 1;
-  int64_t height = 0, width = 0;
-
-  int64_t pixels() const { return height * width; }
-};
-
-void brightness(const Image& image, float factor) {
-  for (int c = 0; c < image.planes; ++c) {
-    float* __restrict x = image.plane[c];
-    const int64_t n = image.pixels();
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) x[i] = clamp_unit(x[i] * factor);
-  }
-}
-
-/// Mean of the gray image; rows in float, their sum in double.
-float gray_mean(const Image& image) {
-  const float *r = image.plane[0], *g = image.plane[image.planes > 1 ? 1 : 0];
-  const float* b = image.plane[image.planes > 1 ? 2 : 0];
-  double total = 0;
-  for (int64_t y = 0; y < image.height; ++y) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = y * image.width; i < (y + 1) * image.width; ++i) sum += gray_of(r[i], g[i], b[i]);
-    total += sum;
-  }
-  return static_cast<float>(total / static_cast<double>(image.pixels()));
-}
-
-void contrast(const Image& image, float factor) {
-  const float mean = gray_mean(image), shift = mean - mean * factor;
-  for (int c = 0; c < image.planes; ++c) {
-    float* __restrict x = image.plane[c];
-    const int64_t n = image.pixels();
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) x[i] = clamp_unit(x[i] * factor + shift);
-  }
-}
-
-void saturation(const Image& image, float factor) {
-  float* __restrict r = image.plane[0];
-  float* __restrict g = image.plane[1];
-  float* __restrict b = image.plane[2];
-  const int64_t n = image.pixels();
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) saturate(r[i], g[i], b[i], factor);
-}
-
-void hue(const Image& image, float turns) {
-  float* __restrict r = image.plane[0];
-  float* __restrict g = image.plane[1];
-  float* __restrict b = image.plane[2];
-  const int64_t n = image.pixels();
-  const float shift = sixths_of(turns);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) turn_hue(r[i], g[i], b[i], shift);
-}
-
-/// Keeps one plane, the gray image.
-void gray(Image& image) {
-  if (image.planes == 1) return;
-  float* __restrict r = image.plane[0];
-  const float *g = image.plane[1], *b = image.plane[2];
-  const int64_t n = image.pixels();
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) r[i] = gray_of(r[i], g[i], b[i]);
-  image.planes = 1;
-}
-
-void solarize(const Image& image) {
-  for (int c = 0; c < image.planes; ++c) {
-    float* __restrict x = image.plane[c];
-    const int64_t n = image.pixels();
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) x[i] = solarized(x[i]);
-  }
-}
-
-void jitter(const Image& image, const ColorParams& params) {
-  const int order = jitter_order(static_cast<int>(params.order));
-  for (int position = 0; position < 4; ++position) {
-    switch (jitter_at(order, position)) {
-      case kBrightness:
-        if (params.brightness != 1) brightness(image, params.brightness);
-        break;
-      case kContrast:
-        if (params.contrast != 1) contrast(image, params.contrast);
-        break;
-      case kSaturation:
-        if (params.saturation != 1 && image.planes == kPlanes) saturation(image, params.saturation);
-        break;
-      case kHue:
-        if (params.hue != 0 && image.planes == kPlanes) hue(image, params.hue);
-        break;
-    }
-  }
-}
+constexpr int kLanes = kVectorBytes / sizeof(float);
+typedef float Vector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 
 /// taps[0..radius] of the Gaussian exp(-i^2 / (2 sigma^2)), normalised so that the symmetric filter sums to 1.
 void gaussian(float sigma, int64_t radius, float* taps) {
@@ -133,8 +39,7 @@ void gaussian(float sigma, int64_t radius, float* taps) {
 
 /// y[x] = taps[0] rows[0][x] + sum_k taps[k] (rows[-k][x] + rows[k][x]), x in [0, n); y overlaps no row.
 void filter_row(float* y, int64_t n, const float* taps, int64_t radius, const float* const* rows) {
-  typedef float Vector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));  // sums stay in registers
-  constexpr int64_t kLanes = kVectorBytes / sizeof(float), kStrip = 2 * kLanes;
+  constexpr int64_t kStrip = 2 * kLanes;  // its sums stay in registers
   const auto at = [](const float* p) -> const Vector* { return reinterpret_cast<const Vector*>(p); };
   for (int64_t strip = 0; strip < n && n >= kStrip; strip += kStrip) {
     const int64_t x = std::min(strip, n - kStrip);  // the last strip may repeat columns
@@ -155,7 +60,7 @@ void filter_row(float* y, int64_t n, const float* taps, int64_t radius, const fl
 }
 
 /// Separable Gaussian of each plane, along rows into `temporary` [H, W], then along columns back.
-void blur(const Image& image, float sigma, float* temporary) {
+void blur(const Planes& image, float sigma, float* temporary) {
   const int64_t radius = static_cast<int64_t>(std::ceil(3 * sigma)), height = image.height, width = image.width;
   thread_local Scratch float_scratch, pointer_scratch;
   float* taps = float_scratch.get<float>(radius + 1 + width + 2 * radius);
@@ -181,8 +86,47 @@ void blur(const Image& image, float sigma, float* temporary) {
   }
 }
 
-void load(const uint8_t* pixels, const Image& image) {
+/// Channel c of kLanes pixels, lane by lane, out of x[0], x[1], x[2], which hold them interleaved.
+template <int c, size_t... lane>
+Vector deinterleave(const Vector* x, std::index_sequence<lane...>) {
+  constexpr auto place = [](size_t l) { return static_cast<int>(3 * l) + c; };
+  const Vector low = __builtin_shufflevector(x[0], x[1], (place(lane) < 2 * kLanes ? place(lane) : -1)...);
+  return __builtin_shufflevector(low, x[2], (place(lane) < 2 * kLanes ? int{lane} : place(lane) - kLanes)...);
+}
+
+/// The reverse: x[part] out of one vector per channel, of pixels in order or mirrored.
+template <int part, bool mirrored, size_t... lane>
+Vector interleave(Vector r, Vector g, Vector b, std::index_sequence<lane...>) {
+  constexpr auto channel = [](size_t l) { return (part * kLanes + static_cast<int>(l)) % 3; };
+  constexpr auto pixel = [](size_t l) {
+    const int at = (part * kLanes + static_cast<int>(l)) / 3;
+    return mirrored ? kLanes - 1 - at : at;
+  };
+  const Vector rg = __builtin_shufflevector(r, g,
+                                            (channel(lane) == 0   ? pixel(lane)
+                                             : channel(lane) == 1 ? kLanes + pixel(lane)
+                                                                  : -1)...);
+  return __builtin_shufflevector(rg, b, (channel(lane) == 2 ? kLanes + pixel(lane) : int{lane})...);
+}
+
+/// kLanes bytes as floats.
+inline Vector floats(const uint8_t* bytes) {
+#if defined(__AVX512F__)  // zero masks: g++ 12 warns of the plain intrinsics in its own headers (GCC bug 105593)
+  const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+  return reinterpret_cast<Vector>(_mm512_maskz_cvtepi32_ps(0xFFFF, _mm512_maskz_cvtepu8_epi32(0xFFFF, x)));
+#elif defined(__AVX2__)
+  const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+  return reinterpret_cast<Vector>(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)));
+#else
+  Vector x;
+  for (int lane = 0; lane < kLanes; ++lane) x[lane] = bytes[lane];
+  return x;
+#endif
+}
+
+void load(const uint8_t* pixels, const Planes& image) {
   constexpr float kScale = 1.f / 255;
+  constexpr std::make_index_sequence<kLanes> kEach;
   const int64_t n = image.pixels();
   float* __restrict r = image.plane[0];
   if (image.planes == 1) {
@@ -192,8 +136,15 @@ void load(const uint8_t* pixels, const Image& image) {
   }
   float* __restrict g = image.plane[1];
   float* __restrict b = image.plane[2];
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Vector x[3];
+    for (int part = 0; part < 3; ++part) x[part] = floats(pixels + 3 * i + part * kLanes) * kScale;
+    *reinterpret_cast<Vector*>(r + i) = deinterleave<0>(x, kEach);
+    *reinterpret_cast<Vector*>(g + i) = deinterleave<1>(x, kEach);
+    *reinterpret_cast<Vector*>(b + i) = deinterleave<2>(x, kEach);
+  }
+  for (; i < n; ++i) {
     r[i] = static_cast<float>(pixels[3 * i]) * kScale;
     g[i] = static_cast<float>(pixels[3 * i + 1]) * kScale;
     b[i] = static_cast<float>(pixels[3 * i + 2]) * kScale;
@@ -205,28 +156,50 @@ struct Normalise {
   std::array<float, kPlanes> scale{}, shift{};
 };
 
-void store(const Image& image, bool flip, const Normalise& normalise, int channels, float* __restrict y) {
+/// Writes past the caches, which a whole batch would only flush; y aligned to the vector.
+inline void stream(float* y, Vector x) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(y, reinterpret_cast<__m512>(x));
+#elif defined(__AVX__)
+  _mm256_stream_ps(y, reinterpret_cast<__m256>(x));
+#else
+  *reinterpret_cast<Vector*>(y) = x;
+#endif
+}
+
+/// Makes what was streamed visible to other threads.
+inline void end_streams() {
+#ifdef __AVX__
+  _mm_sfence();
+#endif
+}
+
+/// Normalised rows into y [H, W, channels]; `large`: y is part of more than the caches hold.
+template <bool mirrored>
+void store(const Planes& image, const Normalise& normalise, int channels, bool large, float* __restrict y) {
+  constexpr std::make_index_sequence<kLanes> kEach;
   const int64_t width = image.width;
-  if (flip)
-    for (int c = 0; c < image.planes; ++c)
-      for (int64_t row = 0; row < image.height; ++row)
-        std::reverse(image.plane[c] + row * width, image.plane[c] + (row + 1) * width);
-  const int64_t n = image.pixels();
-  const std::array<float, kPlanes>&scale = normalise.scale, &shift = normalise.shift;
-  const float* r = image.plane[0];
-  if (channels == 1) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) y[i] = r[i] * scale[0] + shift[0];
-    return;
-  }
-  const float *g = image.plane[image.planes > 1 ? 1 : 0], *b = image.plane[image.planes > 1 ? 2 : 0];
-  const float scale_r = scale[0], scale_g = scale[1], scale_b = scale[2];
-  const float shift_r = shift[0], shift_g = shift[1], shift_b = shift[2];
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    y[3 * i] = r[i] * scale_r + shift_r;
-    y[3 * i + 1] = g[i] * scale_g + shift_g;
-    y[3 * i + 2] = b[i] * scale_b + shift_b;
+  for (int64_t row = 0; row < image.height; ++row, y += width * channels) {
+    std::array<const float*, kPlanes> x;
+    for (int c = 0; c < channels; ++c) x[c] = image.plane[c < image.planes ? c : 0] + row * width;
+    const bool streams = large && reinterpret_cast<uintptr_t>(y) % kVectorBytes == 0;
+    const auto write = [streams](float* to, Vector v) {
+      if (streams) return stream(to, v);
+      *reinterpret_cast<Vector*>(to) = v;
+    };
+    int64_t i = 0;
+    for (; channels == kPlanes && i + kLanes <= width; i += kLanes) {
+      Vector v[kPlanes];
+      for (int c = 0; c < kPlanes; ++c)
+        v[c] = *reinterpret_cast<const Vector*>(x[c] + (mirrored ? width - kLanes - i : i)) * normalise.scale[c] +
+               normalise.shift[c];
+      write(y + 3 * i, interleave<0, mirrored>(v[0], v[1], v[2], kEach));
+      write(y + 3 * i + kLanes, interleave<1, mirrored>(v[0], v[1], v[2], kEach));
+      write(y + 3 * i + 2 * kLanes, interleave<2, mirrored>(v[0], v[1], v[2], kEach));
+    }
+    for (; i < width; ++i)
+      for (int c = 0; c < channels; ++c)
+        y[i * channels + c] = x[c][mirrored ? width - 1 - i : i] * normalise.scale[c] + normalise.shift[c];
   }
 }
 
@@ -248,6 +221,58 @@ void normalise_only(const uint8_t* pixels, int64_t n, int channels, const Normal
 
 bool changes_nothing(const ColorParams& p) {
   return p.order < 0 && p.gray == 0 && p.blur_sigma == 0 && p.solarize == 0 && p.flip == 0;
+}
+
+/// All of `p` on one image. Only contrast (the mean) and blur need the whole image; what lies between them is done
+/// block by block, while the block is in the nearest cache. `planes`: room for channels + 1 of them.
+void augment_image(const uint8_t* pixels, const ColorParams& p, int channels, int64_t height, int64_t width,
+                   const Normalise& normalise, bool large, float* planes, float* __restrict y) {
+  constexpr int64_t kBlockPixels = 1024;
+  const int64_t plane_size = height * width, block_height = std::max<int64_t>(1, kBlockPixels / width);
+  const int contrast_at = contrast_position(p), jitter_end = p.order >= 0 ? 4 : 0;
+  const bool contrasts = contrast_at != kNoContrast, blurs = p.blur_sigma > 0, keeps_planes = contrasts || blurs;
+
+  const auto for_blocks = [&](auto&& work) {
+    for (int64_t row = 0; row < height; row += block_height) {
+      Planes block{.planes = channels, .height = std::min(block_height, height - row), .width = width};
+      for (int c = 0; c < channels; ++c) block.plane[c] = planes + c * plane_size + (keeps_planes ? row * width : 0);
+      work(block, row * width);
+    }
+  };
+  const auto finish = [&](Planes& block, int64_t at) {
+    if (p.gray != 0) block.planes = 1;
+    if (p.solarize != 0) solarize(block);
+    (p.flip != 0 ? store<true> : store<false>)(block, normalise, channels, large, y + at * channels);
+  };
+  const auto after_jitter = [&](Planes& block, int64_t at) {
+    if (p.gray != 0) gray(block);
+    if (!blurs) finish(block, at);
+  };
+
+  double total = 0;
+  for_blocks([&](Planes& block, int64_t at) {
+    load(pixels + at * channels, block);
+    jitter(block, p, 0, std::min(contrast_at, jitter_end));
+    if (contrasts) {
+      add_gray(block, total);
+    } else {
+      after_jitter(block, at);
+    }
+  });
+  if (contrasts) {
+    const auto mean = static_cast<float>(total / static_cast<double>(plane_size));
+    for_blocks([&](Planes& block, int64_t at) {
+      contrast(block, p.contrast, mean);
+      jitter(block, p, contrast_at + 1, jitter_end);
+      after_jitter(block, at);
+    });
+  }
+  if (blurs) {
+    Planes image{.planes = p.gray != 0 ? 1 : channels, .height = height, .width = width};
+    for (int c = 0; c < image.planes; ++c) image.plane[c] = planes + c * plane_size;
+    blur(image, p.blur_sigma, planes + channels * plane_size);
+    for_blocks(finish);
+  }
 }
 
 }  // namespace
@@ -278,11 +303,16 @@ void augment(const Backend::Augment& args) {
   for (int64_t i = 0; i < count; ++i) {
     const ColorParams p = params_of(i);
     CHECK(p.order >= -1 && p.order < 24, "augment: image {} has jitter order {}, must be -1 or 0..23", i, p.order);
+    CHECK(std::isfinite(p.brightness + p.contrast + p.saturation + p.hue),
+          "augment: image {} has brightness {}, contrast {}, saturation {}, hue {}: all must be finite", i,
+          p.brightness, p.contrast, p.saturation, p.hue);
     CHECK(p.blur_sigma >= 0 && p.blur_sigma <= kMaxBlurSigma, "augment: image {} has blur sigma {}, must be in [0, {}]",
           i, p.blur_sigma, kMaxBlurSigma);
   }
   if (pixels == 0) return;
 
+  constexpr size_t kCacheBytes = size_t{4} << 20;
+  const bool large = args.y.bytes() > kCacheBytes;
   parallel_for(count, 1, [=](int64_t begin, int64_t end) {
     thread_local Scratch scratch;
     for (int64_t i = begin; i < end; ++i) {
@@ -293,16 +323,10 @@ void augment(const Backend::Augment& args) {
         normalise_only(from, pixels, channels, normalise, to);
         continue;
       }
-      float* planes = scratch.get<float>((channels + 1) * pixels);
-      Image image{.planes = channels, .height = height, .width = width};
-      for (int c = 0; c < channels; ++c) image.plane[c] = planes + c * pixels;
-      load(from, image);
-      if (p.order >= 0) jitter(image, p);
-      if (p.gray != 0) gray(image);
-      if (p.blur_sigma > 0) blur(image, p.blur_sigma, planes + channels * pixels);
-      if (p.solarize != 0) solarize(image);
-      store(image, p.flip != 0, normalise, channels, to);
+      augment_image(from, p, channels, height, width, normalise, large, scratch.get<float>((channels + 1) * pixels),
+                    to);
     }
+    end_streams();
   });
 }
 
