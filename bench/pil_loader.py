@@ -71,7 +71,7 @@ def main():
         rates.append(count / (time.process_time() - start))
     rate = statistics.median(rates)
     print(json.dumps({"case": "decode" if args.decode_only else "moco_two_crop", "size": args.size,
-                      "pairs_per_second": round(rate, 3), "ms": round(1e3 / rate, 3), "min": round(min(rates), 3),
+                      "pairs_per_core_second": round(rate, 3), "ms": round(1e3 / rate, 3), "min": round(min(rates), 3),
                       "max": round(max(rates), 3), "images": len(files), "processes": 1, "clock": "cpu time",
                       "torchvision": torchvision.__version__, "pillow": PIL.__version__}))
 
