@@ -4,6 +4,7 @@
 #include "apps/command.h"
 #include "apps/config.h"
 #include "apps/run_folder.h"
+#include "csml/memory_plan.h"
 #include "csml/train_loop.h"
 #include "engine/log.h"
 #include "engine/timeline.h"

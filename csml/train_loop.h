@@ -34,7 +34,4 @@ struct RunResult {
 
 RunResult pretrain(Device& device, Comm& comm, const Config& config, const RunOptions& options);
 
-/// What a run will hold in memory and do, as text: parameters, queue, batch, steps, epochs, expected arena (dry run).
-std::string plan_text(const Config& config);
-
 }  // namespace csml

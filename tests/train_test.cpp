@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "csml/base.h"
+#include "csml/memory_plan.h"
 #include "csml/saved_model.h"
 #include "csml/train_loop.h"
 #include "data/dataset.h"

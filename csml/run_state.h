@@ -1,0 +1,70 @@
+// RunState: everything that a run carries from step to step, and its way into checkpoints and back.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "csml/method.h"
+#include "data/dataset.h"
+#include "engine/checkpoint.h"
+#include "engine/comm.h"
+
+namespace csml {
+
+/// Where a run stands: the next batch to train on.
+struct Position {
+  int64_t step = 0, epoch = 0, batch = 0;
+};
+
+struct RunState {
+  const Config& config;
+  const Dataset& data;
+  Method& method;
+  Position at{};
+  std::shared_ptr<const NeighborTable> neighbors{};
+  double purity = -1, churn = -1;  // of the neighbours; -1: unknown
+  int64_t saved = -1;              // step of the newest checkpoint; -1: none
+
+  RunState(const Config& c, const Dataset& d, Method& m) : config(c), data(d), method(m) {}
+
+  /// Takes the state of a checkpoint. Throws Error where that is of other data or of another configuration.
+  void restore(const Checkpoint& checkpoint);
+  /// Rank 0's state on every process: only rank 0 needs to see the run's folder.
+  void share(Device& device, Comm& comm);
+  /// Both encoders start from torchvision-named weights; the heads too where the file has them.
+  void start_from(const std::filesystem::path& weights);
+};
+
+/// A copy of a run's state in host memory, which can be written while the run goes on. take() makes plain copies into
+/// memory that the first one allocates.
+class StateCopy {
+ public:
+  void take(const RunState& state);
+  /// What a checkpoint of the copy holds, under torchvision's names and layouts.
+  struct Content {
+    CheckpointContent checkpoint;      // its arrays point into this Content and into the copy
+    std::vector<NamedArray> encoders;  // in torchvision's layout
+  };
+  Content content() const;
+  int64_t step() const { return at_.step; }
+
+ private:
+  struct Part {
+    const Params* params;  // of an encoder that lives as long as the run
+    std::string prefix;
+    std::vector<float> parameters, statistics;
+  };
+
+  Position at_;
+  std::vector<Part> parts_;
+  std::vector<NamedArray> state_;
+  std::shared_ptr<const NeighborTable> neighbors_;
+  nlohmann::json user_;
+  bool milestone_ = false;
+};
+
+}  // namespace csml
