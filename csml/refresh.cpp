@@ -35,7 +35,8 @@ FeatureOptions online_feature_options(const Config& config, Comm& comm) {
   return o;
 }
 
-void find_neighbors(Device& device, Comm& comm, RunState& state, BadImageCallback on_bad_image) {
+void find_neighbors(Device& device, Comm& comm, RunState& state, BadImageCallback on_bad_image,
+                    std::function<bool()> go_on) {
   const Dataset& data = state.data;
   auto table = std::make_shared<NeighborTable>();
   if (state.config.method.partner == "random") {
@@ -43,6 +44,7 @@ void find_neighbors(Device& device, Comm& comm, RunState& state, BadImageCallbac
   } else {
     FeatureOptions o = online_feature_options(state.config, comm);
     o.on_bad_image = std::move(on_bad_image);
+    o.go_on = std::move(go_on);
     const Features features = extract_features(device, state.method.key_encoder(), data, o);
     *table = nearest_neighbors(features.values, state.config.method.neighbors, nullptr, comm);
   }

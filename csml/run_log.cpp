@@ -38,12 +38,18 @@ void RunLog::begin_events() {
   if (metrics_) events_.emplace(out_ / "tensorboard", metrics_->path());
 }
 
+void RunLog::write_bad_image(const nlohmann::json& line) {
+  try {
+    bad_images_->write(line);
+  } catch (const Error& e) { log_warn(cat("{}; training goes on without this line", e.what())); }
+}
+
 BadImageCallback RunLog::on_bad_image() {
   return [this](const std::string& path, const std::string& reason) {
     const std::lock_guard lock(bad_mutex_);
     if (!bad_paths_.insert(path).second) return;  // the training loader and each refresh meet the same files
     const nlohmann::json line{{"path", path}, {"reason", reason}};
-    bad_images_ ? bad_images_->write(line) : bad_unwritten_.push_back(line);
+    bad_images_ ? write_bad_image(line) : bad_unwritten_.push_back(line);
     log_warn(cat("unreadable image replaced: {} ({})", path, reason));
   };
 }
@@ -61,7 +67,7 @@ void RunLog::share_bad_images() {
   const std::lock_guard lock(bad_mutex_);
   for (const std::string& text : all)
     for (const nlohmann::json& line : nlohmann::json::parse(text))
-      if (bad_paths_.insert(line["path"].get<std::string>()).second) bad_images_->write(line);
+      if (bad_paths_.insert(line["path"].get<std::string>()).second) write_bad_image(line);
 }
 
 int64_t RunLog::bad_images(const Loader& loader) const {

@@ -35,6 +35,8 @@ class RunLog {
   int64_t bad_images(const Loader& loader) const;
 
  private:
+  void write_bad_image(const nlohmann::json& line);
+
   Device& device_;
   Comm& comm_;
   const std::filesystem::path out_;

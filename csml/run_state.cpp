@@ -8,8 +8,6 @@ namespace csml {
 
 namespace {
 
-std::string fingerprint_of(const Dataset& data) { return cat("{:016x}", data.fingerprint()); }
-
 void restore_tensor(const SafetensorsFile& file, const std::string& name, const Tensor& t) {
   const ArrayInfo& info = file.info(name);
   if (info.dtype != t.dtype() || !(info.shape == t.shape()))
@@ -30,12 +28,24 @@ void copy_down(const Tensor& t, std::vector<T>& to) {
 
 }  // namespace
 
+std::shared_ptr<NeighborTable> neighbor_table_of(const Checkpoint& checkpoint, int64_t images) {
+  const SafetensorsFile state = checkpoint.state();
+  if (!state.contains("neighbors")) return nullptr;
+  const ArrayInfo& info = state.info("neighbors");
+  if (info.dtype != DType::i32 || info.shape.rank() != 2 || info.shape[0] != images) return nullptr;
+  auto table = std::make_shared<NeighborTable>();
+  table->k = static_cast<int>(info.shape[1]);
+  table->index.resize(static_cast<size_t>(info.shape.size()));
+  state.read("neighbors", table->index.data(), info.bytes);
+  return table;
+}
+
 void RunState::restore(const Checkpoint& checkpoint) {
-  const std::string now = fingerprint_of(data), had = checkpoint.user.value("data_fingerprint", std::string());
-  if (had != now)
+  const std::string had = checkpoint.user.value("data_fingerprint", std::string());
+  if (had != fingerprint)
     throw Error(
         cat("{}: written while training on other data (fingerprint {}, now {}); give the same --data or a new --out",
-            checkpoint.folder.string(), had, now));
+            checkpoint.folder.string(), had, fingerprint));
   const SafetensorsFile model = checkpoint.model(), state = checkpoint.state();
   std::vector<NamedArray> arrays;
   for (const std::string& name : model.names()) arrays.push_back(model.read(name));
@@ -43,19 +53,16 @@ void RunState::restore(const Checkpoint& checkpoint) {
   from_host(method.key_encoder().params(), arrays, "encoder_k.");
   for (const auto& [name, tensor] : method.state()) restore_tensor(state, name, tensor);
   if (state.contains("neighbors")) {
-    const ArrayInfo& info = state.info("neighbors");
-    auto table = std::make_shared<NeighborTable>();
-    if (info.dtype != DType::i32 || info.shape.rank() != 2 || info.shape[0] != data.size())
-      throw Error(cat("{}: its neighbour table has shape {} for {} images", state.path().string(), info.shape.text(),
-                      data.size()));
-    table->k = static_cast<int>(info.shape[1]);
-    table->index.resize(info.bytes / sizeof(int32_t));
-    state.read("neighbors", table->index.data(), info.bytes);
-    neighbors = std::move(table);
+    neighbors = neighbor_table_of(checkpoint, data.size());
+    if (!neighbors)
+      throw Error(cat("{}: its neighbour table has shape {} for {} images", state.path().string(),
+                      state.info("neighbors").shape.text(), data.size()));
   }
   at = {checkpoint.step, checkpoint.epoch, checkpoint.user.value("batch", int64_t{0})};
   purity = checkpoint.user.value("purity", -1.0);
   churn = checkpoint.user.value("churn", -1.0);
+  skipped = checkpoint.user.value("skipped_steps", int64_t{0});
+  evaluation_due = checkpoint.user.value("evaluation_due", false);
   saved = at.step;
 }
 
@@ -72,12 +79,16 @@ void RunState::share(Device& device, Comm& comm) {
                             {"purity", purity},
                             {"churn", churn},
                             {"saved", saved},
+                            {"skipped", skipped},
+                            {"evaluation_due", evaluation_due},
                             {"k", neighbors ? neighbors->k : 0}};
   const nlohmann::json root = nlohmann::json::parse(broadcast_text(comm, device, mine.dump()));
   at = {root["step"].get<int64_t>(), root["epoch"].get<int64_t>(), root["batch"].get<int64_t>()};
   purity = root["purity"].get<double>();
   churn = root["churn"].get<double>();
   saved = root["saved"].get<int64_t>();
+  skipped = root["skipped"].get<int64_t>();
+  evaluation_due = root["evaluation_due"].get<bool>();
   const int k = root["k"].get<int>();
   if (k == 0) return;
   const Tensor index(device, {data.size(), k}, DType::i32);
@@ -99,7 +110,7 @@ void RunState::start_from(const std::filesystem::path& weights) {
   log_info(cat("both encoders start from {}{}", weights.string(), has_head ? "" : " (backbone; the heads start anew)"));
 }
 
-void StateCopy::take(const RunState& s) {
+void StateCopy::take(const RunState& s, const nlohmann::json& user) {
   at_ = s.at;
   parts_.resize(2);
   parts_[0].params = &s.method.query_encoder().params();
@@ -121,8 +132,11 @@ void StateCopy::take(const RunState& s) {
   }
   neighbors_ = s.neighbors;
   user_ = {{"config", to_json(s.config)}, {"in_channels", s.data.channels()},
-           {"batch", s.at.batch},         {"data_fingerprint", fingerprint_of(s.data)},
+           {"batch", s.at.batch},         {"data_fingerprint", s.fingerprint},
            {"purity", s.purity},          {"churn", s.churn}};
+  user_["skipped_steps"] = s.skipped;
+  user_["evaluation_due"] = s.evaluation_due;
+  user_.update(user);
   const int every = s.config.train.milestone_every_epochs;
   milestone_ = at_.batch == 0 && at_.epoch > 0 && every > 0 && at_.epoch % every == 0;
 }

@@ -20,16 +20,35 @@ struct Position {
   int64_t step = 0, epoch = 0, batch = 0;
 };
 
+/// The neighbour table of a checkpoint; null where it has none for so many images.
+std::shared_ptr<NeighborTable> neighbor_table_of(const Checkpoint& checkpoint, int64_t images);
+
 struct RunState {
   const Config& config;
   const Dataset& data;
   Method& method;
+  std::string fingerprint{};  // of the data
   Position at{};
   std::shared_ptr<const NeighborTable> neighbors{};
   double purity = -1, churn = -1;  // of the neighbours; -1: unknown
-  int64_t saved = -1;              // step of the newest checkpoint; -1: none
+  int64_t skipped = 0;             // steps that changed nothing, their gradient not being finite
+  bool evaluation_due = false;     // the k-NN of this position was interrupted
+  int64_t saved = -1;              // step of the newest checkpoint, written or being written; -1: none
 
-  RunState(const Config& c, const Dataset& d, Method& m) : config(c), data(d), method(m) {}
+  /// Where the learning rate and other schedules stand at the next step.
+  StepInfo step_info() const {
+    const int64_t steps_per_epoch = data.size() / config.train.batch_size;
+    return {.step = at.step,
+            .epoch = at.epoch,
+            .progress =
+                static_cast<double>(at.epoch) + static_cast<double>(at.batch) / static_cast<double>(steps_per_epoch)};
+  }
+  bool refresh_due() const {
+    return method.needs_neighbors() && at.batch == 0 && at.epoch % config.method.refresh_epochs == 0;
+  }
+
+  RunState(const Config& c, const Dataset& d, Method& m)
+      : config(c), data(d), method(m), fingerprint(cat("{:016x}", d.fingerprint())) {}
 
   /// Takes the state of a checkpoint. Throws Error where that is of other data or of another configuration.
   void restore(const Checkpoint& checkpoint);
@@ -43,7 +62,8 @@ struct RunState {
 /// memory that the first one allocates.
 class StateCopy {
  public:
-  void take(const RunState& state);
+  /// `user`: what the manifest says besides.
+  void take(const RunState& state, const nlohmann::json& user = nlohmann::json::object());
   /// What a checkpoint of the copy holds, under torchvision's names and layouts.
   struct Content {
     CheckpointContent checkpoint;      // its arrays point into this Content and into the copy

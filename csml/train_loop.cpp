@@ -5,13 +5,15 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <thread>
+#include <utility>
 
 #include "csml/batch_layout.h"
-#include "csml/neighbors.h"
 #include "csml/probe_knn.h"
 #include "csml/refresh.h"
 #include "csml/run_log.h"
 #include "csml/run_state.h"
+#include "engine/checkpoint_writer.h"
 #include "engine/step.h"
 
 namespace csml {
@@ -21,6 +23,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+bool lies_in(const std::filesystem::path& path, const std::filesystem::path& folder) {
+  const auto inner = std::filesystem::weakly_canonical(path), outer = std::filesystem::weakly_canonical(folder);
+  return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
+}
 
 class Run {
  public:
@@ -34,9 +41,11 @@ class Run {
         state_(config, *train_, *method_),
         step_(
             device, [this] { method_->step(); }, comm.recordable() ? 1 : std::numeric_limits<int>::max()) {
-    if (comm.rank() == 0)
+    if (comm.rank() == 0) {
       store_.emplace(options.out, CheckpointStore::Options{.keep_last = config.train.keep_checkpoints,
                                                            .warn = [](const std::string& l) { log_warn(l); }});
+      writer_.emplace(config.train.checkpoint_retry_seconds);
+    }
     log_.emplace(options.out, device, comm, state_.at);
     if (!config.data.test.empty()) test_ = open_dataset(config.data.test);
     steps_per_epoch_ = train_->size() / config.train.batch_size;
@@ -54,11 +63,19 @@ class Run {
   void read_checkpoint();
   void check_same_data();
   bool train_epoch();
+  void train_step(const Batch& batch);
   void log_step(int64_t steps);
-  void refresh_neighbors();
+  void log_epoch(double seconds);
+  void check_finite();
+  void capture();
+  bool refresh_neighbors();
   void evaluate();
-  bool save(bool required);
+  void measure_knn();
+  void start_saving();
+  void finish_saving();
+  void tell_saved();
   bool stop_agreed();
+  void phase(const std::string& text);
   int64_t bad_images() const { return log_->bad_images(*loader_); }
   bool out_of_steps() const { return config_.train.max_steps > 0 && at_.step >= config_.train.max_steps; }
 
@@ -70,15 +87,24 @@ class Run {
   std::unique_ptr<Method> method_;
   RunState state_;
   Position& at_ = state_.at;
-  std::optional<CheckpointStore> store_;  // rank 0's
-  StateCopy copy_;
+  std::optional<CheckpointStore> store_;    // rank 0's
+  StateCopy copy_;                          // what the writer writes
+  std::optional<CheckpointWriter> writer_;  // rank 0's; after what it uses
   std::optional<RunLog> log_;
   Step step_;
   std::unique_ptr<Loader> loader_;
   int64_t steps_per_epoch_ = 0;
-  int non_finite_logs_ = 0;
   std::optional<Progress> progress_;
   RunResult result_;
+  /// The step that ran last, until it is known whether its gradient was finite.
+  struct LastStep {
+    Position before;
+    std::vector<int64_t> samples, neighbors;
+  };
+  std::optional<LastStep> last_;
+  int non_finite_ = 0;  // steps in a row up to now
+  Clock::time_point start_ = Clock::now();
+  bool out_of_time_ = false;
   // Since the last step line
   Clock::time_point interval_start_;
   double interval_wait_ = 0;
@@ -86,8 +112,15 @@ class Run {
   int64_t epoch_steps_ = 0;
 };
 
+void Run::phase(const std::string& text) {
+  comm_.phase(text);
+  if (options_.phase) options_.phase(text);
+}
+
 bool Run::stop_agreed() {
-  const bool asked = options_.stop && options_.stop->load();
+  const double limit = config_.train.max_hours * 3600;
+  out_of_time_ = out_of_time_ || (limit > 0 && seconds_since(start_) >= limit);
+  const bool asked = out_of_time_ || (options_.stop && options_.stop->load());
   if (comm_.size() == 1) return asked;
   const Tensor vote = Tensor::from(device_, {1}, std::vector<int32_t>{asked ? 1 : 0});
   comm_.all_reduce_max(vote);
@@ -95,52 +128,46 @@ bool Run::stop_agreed() {
 }
 
 RunResult Run::go() {
-  const Clock::time_point start = Clock::now();
-  LoaderOptions lo;
-  lo.seed = config_.train.seed;
-  lo.workers = config_.data.workers;
-  const BatchLayout layout = batch_layout(config_, comm_);
-  lo.batch_size = static_cast<int>(layout.local);
-  lo.rank = comm_.rank();
-  lo.ranks = comm_.size();
-  lo.shuffle_span = layout.loader_shuffles ? layout.span : 0;
-  lo.prefetch = config_.data.prefetch;
-  lo.max_bad_share = config_.data.max_bad_share;
-  lo.on_bad_image = log_->on_bad_image();
-  loader_ = std::make_unique<Loader>(*train_, method_->views(), lo);
-
+  loader_ = std::make_unique<Loader>(*train_, method_->views(),
+                                     training_loader_options(config_, comm_, log_->on_bad_image()));
   resume();
   log_info(cat("training {} on {}: {} epochs of {} steps, batch {}, {} parameters, device {}{}", config_.method.name,
                train_->describe(), config_.train.epochs, steps_per_epoch_, config_.train.batch_size,
                method_->query_encoder().params().count(), device_.name(),
-               comm_.size() > 1 ? cat(", {} processes of {} images", comm_.size(), layout.local) : ""));
+               comm_.size() > 1
+                   ? cat(", {} processes of {} images", comm_.size(), config_.train.batch_size / comm_.size())
+                   : ""));
   const int64_t total = int64_t{config_.train.epochs} * steps_per_epoch_;
   progress_.emplace("pretrain", config_.train.max_steps > 0 ? std::min<int64_t>(total, config_.train.max_steps) : total,
                     "steps", at_.step);
 
-  if (at_.step == 0) {
-    evaluate();  // the untrained encoder: what the first point of the curve means
-    save(true);  // also finds out now, not in an hour, whether the folder takes a checkpoint
+  const bool begins = at_.step == 0;
+  if (begins || state_.evaluation_due) evaluate();  // the untrained encoder is the first point of the curve
+  if (begins) {
+    start_saving();
+    if (writer_) writer_->finish();  // finds out now, not in an hour, whether the folder takes a checkpoint
   }
   bool stop = stop_agreed();
   while (at_.epoch < config_.train.epochs && !stop && !out_of_steps()) stop = train_epoch();
   progress_->finish();
-  result_.stopped = at_.epoch < config_.train.epochs && stop;
+  result_.stopped = stop && (at_.epoch < config_.train.epochs || state_.evaluation_due);
+  phase("the last checkpoint");
   log_->share_bad_images();
-  if (state_.saved != at_.step) save(true);
-  if (result_.stopped) log_->event("stopped", "a signal asked the run to stop; the same command goes on");
+  finish_saving();
+  if (result_.stopped)
+    log_->event("stopped", cat("{}; the same command goes on",
+                               out_of_time_ ? "train.max_hours are over" : "a signal asked the run to stop"));
   result_.steps = at_.step;
   result_.epochs = at_.epoch;
   result_.bad_images = bad_images();
-  result_.seconds = seconds_since(start);
+  result_.seconds = seconds_since(start_);
   return result_;
 }
 
-/// True when a signal asks for the end of the run.
+/// True when the run is asked to end.
 bool Run::train_epoch() {
   const Clock::time_point start = Clock::now();
-  if (method_->needs_neighbors() && at_.batch == 0 && at_.epoch % config_.method.refresh_epochs == 0)
-    refresh_neighbors();
+  if (state_.refresh_due() && !refresh_neighbors()) return true;
   CHECK(!method_->needs_neighbors() || state_.neighbors, "the checkpoint holds no neighbour table");
   loader_->start_epoch(at_.epoch, at_.batch, state_.neighbors);
   epoch_loss_ = 0;
@@ -149,51 +176,64 @@ bool Run::train_epoch() {
   interval_start_ = Clock::now();
   interval_wait_ = 0;
   Batch batch;
+  phase(cat("the loading of step {}", at_.step + 1));
   while (loader_->next(batch)) {
-    interval_wait_ += batch.wait_seconds;
-    const double progress =
-        static_cast<double>(at_.epoch) + static_cast<double>(at_.batch) / static_cast<double>(steps_per_epoch_);
-    method_->load(batch, {.step = at_.step, .epoch = at_.epoch, .progress = progress});
-    comm_.phase(cat("step {}", at_.step + 1));
-    step_.run();
-    ++at_.step;
-    ++at_.batch;
+    check_finite();  // of the step before: the device was at it while the batch was awaited
+    train_step(batch);
     ++since_log;
-    if (at_.step % config_.train.log_every_steps == 0 || at_.batch == steps_per_epoch_) {
+    const bool last = at_.batch == steps_per_epoch_;
+    if (at_.step % config_.train.log_every_steps == 0 || last) {
       log_step(since_log);
       since_log = 0;
     }
     progress_->update(at_.step, cat("epoch {} loss {:.3f}{}{}", at_.epoch, result_.loss,
                                     result_.knn_top1 >= 0 ? cat("  k-NN {:.1f} %", result_.knn_top1) : "",
                                     bad_images() ? cat("  {} bad images", bad_images()) : ""));
-    const bool last = at_.batch == steps_per_epoch_;
     const int every = config_.train.checkpoint_every_steps;
-    if (every > 0 && at_.step % every == 0 && !last) save(false);
+    if (every > 0 && at_.step % every == 0 && !last) start_saving();
+    tell_saved();
     const bool stop = stop_agreed();
     if ((stop || out_of_steps()) && !last) return stop;
+    phase(cat("the loading of step {}", at_.step + 1));
   }
-  comm_.phase(cat("the end of epoch {}", at_.epoch));
+  phase(cat("the end of epoch {}", at_.epoch));
+  check_finite();
   log_->share_bad_images();
-  nlohmann::json line{{"kind", "epoch"},
-                      {"loss", epoch_loss_ / static_cast<double>(std::max<int64_t>(1, epoch_steps_))},
-                      {"seconds", seconds_since(start)},
-                      {"bad_images", bad_images()}};
-  if (state_.neighbors) {
-    line["purity"] = state_.purity >= 0 ? nlohmann::json(state_.purity) : nlohmann::json();
-    line["churn"] = state_.churn >= 0 ? nlohmann::json(state_.churn) : nlohmann::json();
-  }
-  log_->write(line);
+  log_epoch(seconds_since(start));
   ++at_.epoch;
   at_.batch = 0;
   const bool finished = at_.epoch == config_.train.epochs;
   const int knn_every = config_.eval.knn_every_epochs;
   if (knn_every > 0 && (at_.epoch % knn_every == 0 || finished)) evaluate();
   const int save_every = config_.train.checkpoint_every_epochs;
-  if (finished || (save_every > 0 && at_.epoch % save_every == 0)) save(finished);
+  if (finished || (save_every > 0 && at_.epoch % save_every == 0)) start_saving();
   return stop_agreed();
 }
 
+void Run::train_step(const Batch& batch) {
+  interval_wait_ += batch.wait_seconds;
+  phase(cat("step {}", at_.step + 1));
+  method_->load(batch, state_.step_info());
+  step_.run();
+  last_ = LastStep{.before = at_, .samples = batch.samples, .neighbors = batch.neighbors};
+  ++at_.step;
+  ++at_.batch;
+}
+
+void Run::log_epoch(double seconds) {
+  nlohmann::json line{{"kind", "epoch"},
+                      {"loss", epoch_loss_ / static_cast<double>(std::max<int64_t>(1, epoch_steps_))},
+                      {"seconds", seconds},
+                      {"bad_images", bad_images()}};
+  if (state_.neighbors) {
+    line["purity"] = state_.purity >= 0 ? nlohmann::json(state_.purity) : nlohmann::json();
+    line["churn"] = state_.churn >= 0 ? nlohmann::json(state_.churn) : nlohmann::json();
+  }
+  log_->write(std::move(line));
+}
+
 void Run::log_step(int64_t steps) {
+  check_finite();
   nlohmann::json line = method_->measure(steps);
   const double elapsed = seconds_since(interval_start_);
   const double per_second = static_cast<double>(steps * config_.train.batch_size) / std::max(1e-9, elapsed);
@@ -204,41 +244,100 @@ void Run::log_step(int64_t steps) {
   line["images_per_second"] = per_second;
   line["data_wait"] = interval_wait_ / std::max(1e-9, elapsed);
   line["memory_bytes"] = device_.stats().reserved;
+  line["skipped_steps"] = state_.skipped;
   if (base_of(config_.method).negatives == Base::Negatives::queue) {
     const double each = static_cast<double>(config_.train.batch_size) * config_.method.directions;
     const double pushed = static_cast<double>(at_.step) * each, rows = static_cast<double>(config_.method.queue);
     line["queue_fill"] = std::min(1.0, pushed / rows);
     line["queue_age_steps"] = std::min(pushed, rows) / each;
   }
-  const bool finite = line["finite"].get<bool>() && std::isfinite(result_.loss);
   log_->write(std::move(line));
   interval_start_ = Clock::now();
   interval_wait_ = 0;
-  non_finite_logs_ = finite ? 0 : non_finite_logs_ + 1;
-  if (!finite) {
-    log_warn(cat("step {}: the loss or a gradient is not finite; such steps change nothing", at_.step));
-    log_->event("non_finite", "loss or gradient not finite");
-  }
-  if (non_finite_logs_ >= 5)
-    throw Error(
-        cat("step {}: the loss has not been finite for {} log intervals; lower schedule.lr, or run with CSML_NAN=1 "
-            "to name the op",
-            at_.step, non_finite_logs_));
 }
 
-void Run::refresh_neighbors() {
+/// Of the last step: one without a finite gradient changed nothing and is counted, the first of a row is captured, and
+/// too many of them end the run.
+void Run::check_finite() {
+  if (!last_) return;
+  if (method_->finite()) {
+    non_finite_ = 0;
+    last_.reset();
+    return;
+  }
+  ++state_.skipped;
+  if (++non_finite_ == 1) {
+    const std::string text =
+        cat("step {}: the gradient is not finite; the step changes nothing", last_->before.step + 1);
+    log_warn(text);
+    log_->event("non_finite", text);
+    capture();
+  }
+  const int64_t first = last_->before.step + 2 - non_finite_;
+  last_.reset();
+  if (non_finite_ >= config_.train.max_non_finite_steps)
+    throw Error(
+        cat("no finite gradient in {} steps from step {} on, nothing is learnt any more; lower schedule.lr, or see "
+            "where it comes from: csml replay --run {} --step {}",
+            non_finite_, first, options_.out.string(), first));
+}
+
+/// Keeps what the last step, which changed nothing, started from: a checkpoint with the numbers of its images.
+void Run::capture() {
+  namespace fs = std::filesystem;
+  const nlohmann::json mine{{"samples", last_->samples}, {"neighbors", last_->neighbors}};
+  const std::vector<std::string> all = gather_text(comm_, device_, mine.dump());
+  if (!store_) return;
+  const fs::path folder = options_.out / kCaptures;
+  try {
+    std::error_code error;
+    fs::create_directories(folder, error);
+    if (std::distance(fs::directory_iterator(folder), fs::directory_iterator()) >= config_.train.captured_steps) return;
+    nlohmann::json samples = nlohmann::json::array(), neighbors = nlohmann::json::array();
+    for (const std::string& text : all) {
+      const nlohmann::json part = nlohmann::json::parse(text);
+      samples.insert(samples.end(), part["samples"].begin(), part["samples"].end());
+      neighbors.insert(neighbors.end(), part["neighbors"].begin(), part["neighbors"].end());
+    }
+    const int64_t step = last_->before.step + 1;
+    RunState before = state_;
+    before.at = last_->before;
+    StateCopy copy;
+    copy.take(before, {{"capture",
+                        {{"step", step},
+                         {"seed", config_.train.seed},
+                         {"processes", comm_.size()},
+                         {"samples", samples},
+                         {"neighbors", neighbors}}}});
+    write_checkpoint(folder / cat("step_{:08d}", step), copy.content().checkpoint);
+  } catch (const std::exception& e) { log_warn(cat("{}; the step is not captured", e.what())); }
+}
+
+/// False when the run is asked to end meanwhile; the state is then what it was.
+bool Run::refresh_neighbors() {
   const Clock::time_point start = Clock::now();
-  comm_.phase(cat("the neighbour search of epoch {}", at_.epoch));
-  find_neighbors(device_, comm_, state_, log_->on_bad_image());
+  phase(cat("the neighbour search of epoch {}", at_.epoch));
+  try {
+    find_neighbors(device_, comm_, state_, log_->on_bad_image(), [this] { return !stop_agreed(); });
+  } catch (const Interrupted&) { return false; }
   log_->write({{"kind", "event"},
                {"event", "neighbors"},
                {"k", config_.method.neighbors},
                {"purity", state_.purity >= 0 ? nlohmann::json(state_.purity) : nlohmann::json()},
                {"churn", state_.churn >= 0 ? nlohmann::json(state_.churn) : nlohmann::json()},
                {"seconds", seconds_since(start)}});
+  return true;
 }
 
+/// The online k-NN, where the run has one; due again after a resumption when the run is asked to end meanwhile.
 void Run::evaluate() {
+  if (std::exchange(state_.evaluation_due, false)) state_.saved = -1;
+  try {
+    measure_knn();
+  } catch (const Interrupted&) { state_.evaluation_due = true; }
+}
+
+void Run::measure_knn() {
   if (!test_ || config_.eval.knn_every_epochs <= 0 || !train_->has_labels() || !test_->has_labels()) return;
   const Clock::time_point start = Clock::now();
   if (!knn_train_) {
@@ -250,8 +349,9 @@ void Run::evaluate() {
     knn_train_ = limited(config_.data.train, config_.eval.knn_train_limit);
     knn_test_ = limited(config_.data.test, config_.eval.knn_test_limit);
   }
-  comm_.phase(cat("the k-NN evaluation after epoch {}", at_.epoch));
-  const FeatureOptions o = online_feature_options(config_, comm_);
+  phase(cat("the k-NN evaluation after epoch {}", at_.epoch));
+  FeatureOptions o = online_feature_options(config_, comm_);
+  o.go_on = [this] { return !stop_agreed(); };
   const Encoder& encoder = method_->query_encoder();
   const Features bank = extract_features(device_, encoder, *knn_train_, o);
   const Features queries = extract_features(device_, encoder, *knn_test_, o);
@@ -272,24 +372,58 @@ void Run::evaluate() {
                {"seconds", seconds_since(start)}});
 }
 
-bool Run::save(bool required) {
+/// Hands the state to the writer. A write in progress is waited for first: two at once would need two copies.
+void Run::start_saving() {
+  check_finite();
   state_.saved = at_.step;
-  if (!store_) return true;  // rank 0 keeps the folder; the next collective waits for it
+  if (!writer_) return;  // rank 0 keeps the folder
+  phase(cat("the writing of a checkpoint before that of step {}", at_.step));
+  const double waited = writer_->acquire();
+  if (waited > 1) {
+    const std::string text =
+        cat("the checkpoint of step {} waited {:.1f} s for the one before to be written", at_.step, waited);
+    log_info(text);
+    log_->event("checkpoint_waited", text);
+  }
   copy_.take(state_);
-  try {
-    result_.checkpoint = store_->save(copy_.content().checkpoint);
-    return true;
-  } catch (const Error& e) {
-    if (required) throw;
-    state_.saved = -1;
-    log_warn(cat("{}; training goes on, the next checkpoint tries again", e.what()));
-    log_->event("checkpoint_failed", e.what());
-    return false;
+  writer_->start(copy_.step(), [this] { return store_->save(copy_.content().checkpoint); });
+  phase(cat("step {}", at_.step));
+}
+
+/// The state of now on disk, or an Error; a failing disk gets another chance.
+void Run::finish_saving() {
+  constexpr int kTries = 3;
+  for (int tries = 1;; ++tries) {
+    if (state_.saved != at_.step) start_saving();
+    if (!writer_) return;
+    try {
+      writer_->finish();
+      tell_saved();
+      return;
+    } catch (const Error&) {
+      state_.saved = -1;
+      if (tries == kTries) throw;
+      tell_saved();
+      std::this_thread::sleep_for(std::chrono::seconds(1));
+    }
+  }
+}
+
+/// What became of checkpoints since the last call.
+void Run::tell_saved() {
+  if (!writer_) return;
+  for (const CheckpointWriter::Outcome& o : writer_->outcomes()) {
+    if (!o.folder.empty()) {
+      result_.checkpoint = o.folder;
+      continue;
+    }
+    log_warn(cat("{}; training goes on, a checkpoint is tried again", o.error));
+    log_->event("checkpoint_failed", o.error);
   }
 }
 
 void Run::resume() {
-  comm_.phase("the start");
+  phase("the start");
   check_same_data();
   if (store_) read_checkpoint();
   state_.share(device_, comm_);
@@ -301,7 +435,7 @@ void Run::resume() {
 
 /// Every process must draw the same images from the same numbers.
 void Run::check_same_data() {
-  const std::vector<std::string> prints = gather_text(comm_, device_, cat("{:016x}", train_->fingerprint()));
+  const std::vector<std::string> prints = gather_text(comm_, device_, state_.fingerprint);
   for (size_t r = 1; r < prints.size(); ++r)
     if (prints[r] != prints[0])
       throw Error(cat("rank {} sees other images than rank 0 under data.train = {}: every process needs the same data",
@@ -312,7 +446,13 @@ void Run::read_checkpoint() {
   namespace fs = std::filesystem;
   const Warn warn = [](const std::string& l) { log_warn(l); };
   std::optional<Checkpoint> checkpoint;
-  if (!options_.resume_from.empty()) {
+  // The same command again goes on with what it has written since it left the other run.
+  const bool elsewhere = !options_.resume_from.empty() && !lies_in(options_.resume_from, options_.out);
+  if (elsewhere) checkpoint = store_->load_newest();
+  if (checkpoint) {
+    log_info(cat("{} has checkpoints of its own, which are newer than {}", options_.out.string(),
+                 options_.resume_from.string()));
+  } else if (!options_.resume_from.empty()) {
     if (!fs::exists(options_.resume_from))
       throw Error(cat("--resume {}: no such folder", options_.resume_from.string()));
     checkpoint = fs::exists(options_.resume_from / "manifest.json") ? open_checkpoint(options_.resume_from)
