@@ -11,7 +11,7 @@
 
 namespace csml {
 
-inline constexpr int kExitStopped = 75;  // stopped by a signal after a checkpoint: run the same command again
+inline constexpr int kExitStopped = 75;  // stopped, with a checkpoint: run the same command again
 
 /// Runs a parsed subcommand; returns the exit code.
 using Command = std::function<int()>;
@@ -28,6 +28,7 @@ Command export_command(CLI::App& app);
 Command inspect_command(CLI::App& app);
 Command bench_command(CLI::App& app);
 Command doctor_command(CLI::App& app);
+Command replay_command(CLI::App& app);
 Command report_command(CLI::App& app);
 
 /// Options that every subcommand has.

@@ -38,9 +38,8 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "csml COMMAND --help tells more.\n"
-      "Exit codes: 0 done, 1 failed, 2 wrong usage, 70 another process of the job is lost, 75 stopped by a signal "
-      "after\n"
-      "a checkpoint.");
+      "Exit codes: 0 done, 1 failed, 2 wrong usage, 70 another process of the job is lost or a stop took too long,\n"
+      "75 stopped by a signal or --max-hours after a checkpoint.");
   std::vector<std::pair<CLI::App*, Command>> commands;
   const auto add = [&](const char* name, const char* text, const auto& define) {
     CLI::App* command = app.add_subcommand(name, text);
@@ -60,6 +59,7 @@ int run(int argc, char** argv) {
   add("inspect", "What a run, a checkpoint, a safetensors file or a data set holds", inspect_command);
   add("bench", "Time of kernels, whole steps and the loader", bench_command);
   add("doctor", "What this machine has and lacks for a run, and what to set", doctor_command);
+  add("replay", "One step of a run again, or the views of one sample", replay_command);
   add("report", "A run folder into one self-contained report.html", report_command);
 
   if (argc > 1 && argv[1][0] != '-') {

@@ -1,4 +1,4 @@
-// PNG data URIs through stb_image_write: the one file that includes it.
+// PNG files and data URIs through stb_image_write: the one file that includes it.
 #define STB_IMAGE_WRITE_STATIC
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STBI_WRITE_NO_STDIO
@@ -7,6 +7,11 @@
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #include <stb/stb_image_write.h>
 #pragma GCC diagnostic pop
+
+#include "apps/picture.h"
+
+#include <algorithm>
+#include <cmath>
 
 #include "apps/html.h"
 #include "kernels/check.h"
@@ -29,7 +34,7 @@ std::string base64(const std::string& bytes) {
 
 }  // namespace
 
-std::string png_data_uri(const ImageView& image) {
+std::string png_bytes(const ImageView& image) {
   std::string bytes;
   const auto append = [](void* context, void* data, int size) {
     static_cast<std::string*>(context)->append(static_cast<const char*>(data), static_cast<size_t>(size));
@@ -37,7 +42,25 @@ std::string png_data_uri(const ImageView& image) {
   const int written = stbi_write_png_to_func(append, &bytes, image.width, image.height, image.channels, image.pixels,
                                              static_cast<int>(image.stride));
   CHECK(written != 0, "a picture of {} x {} x {} could not be encoded", image.width, image.height, image.channels);
-  return "data:image/png;base64," + base64(bytes);
+  return bytes;
+}
+
+std::string png_data_uri(const ImageView& image) { return "data:image/png;base64," + base64(png_bytes(image)); }
+
+std::vector<Image> to_images(const Tensor& views, const AugmentConfig& augment) {
+  const Shape& s = views.shape();
+  const std::vector<float> values = views.host<float>();
+  std::vector<Image> images;
+  const auto channels = static_cast<size_t>(s[3]), size = static_cast<size_t>(s.row_size());
+  for (int64_t i = 0; i < s[0]; ++i) {
+    images.emplace_back(static_cast<int>(s[1]), static_cast<int>(s[2]), static_cast<int>(s[3]));
+    for (size_t j = 0; j < size; ++j) {
+      const float pixel =
+          values[static_cast<size_t>(i) * size + j] * augment.std[j % channels] + augment.mean[j % channels];
+      images.back().data()[j] = static_cast<uint8_t>(std::lround(std::clamp(pixel * 255.f, 0.f, 255.f)));
+    }
+  }
+  return images;
 }
 
 }  // namespace csml

@@ -1,18 +1,15 @@
 // csml pretrain: one run, from the configuration to the last checkpoint.
-#include <csignal>
-
 #include "apps/command.h"
 #include "apps/config.h"
 #include "apps/run_folder.h"
+#include "apps/stop_signals.h"
+#include "csml/memory_plan.h"
 #include "csml/train_loop.h"
 #include "engine/log.h"
 #include "engine/timeline.h"
 
 namespace csml {
 namespace {
-
-std::atomic<bool> stop_asked{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "the signal handler sets it");
 
 /// A flag that is one configuration key.
 struct KeyFlag {
@@ -28,6 +25,7 @@ constexpr KeyFlag kKeyFlags[] = {
     {"--batch-size", "train.batch_size", "N", "Images per step, of all processes together"},
     {"--seed", "train.seed", "N", "Of every random draw"},
     {"--threads", "train.threads", "N", "Compute threads of the CPU; 0: all cores"},
+    {"--max-hours", "train.max_hours", "H", "Stop with a checkpoint after so many hours; 0: no limit"},
     {"--workers", "data.workers", "N", "Loader threads; their number changes nothing in the result"},
 };
 
@@ -93,16 +91,6 @@ void prepare_folder(const Options& o, const ResolvedConfig& resolved, const Devi
   describe_run(run.out, resolved, o.arguments, device, comm.size(), train);
 }
 
-void catch_signals() {
-  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
-    struct sigaction action {};
-    action.sa_handler = [](int) { stop_asked.store(true); };
-    // A second Ctrl-C ends the program at once.
-    action.sa_flags = SA_RESTART | (signal == SIGINT ? static_cast<int>(SA_RESETHAND) : 0);
-    sigaction(signal, &action, nullptr);
-  }
-}
-
 nlohmann::json result_json(const Options& o, const Config& config, const RunResult& result) {
   const nlohmann::json knn = result.knn_top1 < 0 ? nlohmann::json() : nlohmann::json(result.knn_top1);
   return {{"task", "pretrain"},
@@ -118,11 +106,13 @@ nlohmann::json result_json(const Options& o, const Config& config, const RunResu
           {"seconds", result.seconds}};
 }
 
-int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& train, Device& device, Comm& comm) {
+int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& train, StopSignals& signals,
+             Device& device, Comm& comm) {
   RunOptions options;
   options.out = o.out;
   options.init_from = o.init_from;
-  options.stop = &stop_asked;
+  options.stop = &signals.asked();
+  options.phase = [&signals](const std::string& text) { signals.phase(text); };
   if (comm.rank() == 0) prepare_folder(o, resolved, device, comm, train, options);
   const RunResult result = pretrain(device, comm, resolved.config, options);
   if (comm.rank() == 0)
@@ -131,6 +121,7 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
                result.steps, result.epochs, duration_text(result.seconds), result.loss,
                result.knn_top1 < 0 ? "" : cat(", online k-NN {:.2f} %", result.knn_top1), result.checkpoint.string()));
   comm.phase("the end");
+  signals.phase("the end");
   comm.barrier();  // a launcher ends all processes when one is gone with an exit code that is not 0
   return result.stopped ? kExitStopped : 0;
 }
@@ -182,13 +173,13 @@ int run(const Options& o) {
   if (!train) throw UsageError("--data SPEC is needed: the images to pretrain on (or data.train in the configuration)");
   if (o.out.empty()) throw UsageError("--out DIR is needed: the run folder");
 
-  catch_signals();
+  StopSignals signals(job.rank, job.size, config.train.stop_seconds);
   const auto device = Device::open(device_of(config.train.device, job));
   const auto comm = Comm::open(*device, {.timeout_seconds = config.comm.timeout_seconds, .rendezvous = {}});
   const TimelineFile timeline(*device, job.rank);
-  if (comm->size() == 1) return train_on(o, resolved, *train, *device, *comm);
+  if (comm->size() == 1) return train_on(o, resolved, *train, signals, *device, *comm);
   try {
-    return train_on(o, resolved, *train, *device, *comm);
+    return train_on(o, resolved, *train, signals, *device, *comm);
   } catch (const UsageError& e) { comm->abort(e.what(), 2); } catch (const std::exception& e) {
     comm->abort(e.what(), 1);
   }
@@ -230,7 +221,8 @@ Command pretrain_command(CLI::App& app, const std::vector<std::string>& argument
       "Example: csml pretrain --preset cifar10-small --data cifar10:DIR --test-data 'cifar10:DIR?split=test' "
       "--out runs/a\n"
       "Values come from: defaults < preset < --config < CSML_SECTION_KEY in the environment < flags and --set.\n"
-      "SIGTERM, SIGINT and SIGUSR1 end the step, write a checkpoint and exit with 75; the same command goes on.\n"
+      "SIGTERM, SIGINT, SIGUSR1 and --max-hours end the step, write a checkpoint and exit with 75; the same command\n"
+      "goes on. A second signal ends it at once; what takes longer than train.stop_seconds to end exits with 70.\n"
       "Several processes: mpirun -np 4 csml pretrain … (or srun --mpi=pmix), same flags; --batch-size stays that of "
       "all\n"
       "together, and a batch-norm group must lie inside one process. A process that waits\n"

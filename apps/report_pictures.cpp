@@ -5,7 +5,9 @@
 
 #include "apps/feature_source.h"
 #include "apps/html.h"
+#include "apps/picture.h"
 #include "csml/neighbors.h"
+#include "csml/run_state.h"
 #include "csml/views.h"
 #include "engine/ops.h"
 
@@ -47,36 +49,6 @@ std::string label_text(const Dataset& data, int64_t index) {
   return label < 0 ? "" : data.class_names()[static_cast<size_t>(label)];
 }
 
-/// The images of normalised views [B, S, S, C] as u8 again.
-std::vector<Image> to_images(const Tensor& views, const AugmentConfig& augment) {
-  const Shape& s = views.shape();
-  const std::vector<float> values = views.host<float>();
-  std::vector<Image> images;
-  const auto channels = static_cast<size_t>(s[3]), size = static_cast<size_t>(s.row_size());
-  for (int64_t i = 0; i < s[0]; ++i) {
-    images.emplace_back(static_cast<int>(s[1]), static_cast<int>(s[2]), static_cast<int>(s[3]));
-    for (size_t j = 0; j < size; ++j) {
-      const float pixel =
-          values[static_cast<size_t>(i) * size + j] * augment.std[j % channels] + augment.mean[j % channels];
-      images.back().data()[j] = static_cast<uint8_t>(std::lround(std::clamp(pixel * 255.f, 0.f, 255.f)));
-    }
-  }
-  return images;
-}
-
-/// The neighbour table of a checkpoint; nothing where it has none for this data.
-std::shared_ptr<NeighborTable> read_table(const Checkpoint& checkpoint, int64_t images) {
-  const SafetensorsFile state = checkpoint.state();
-  if (!state.contains("neighbors")) return nullptr;
-  const ArrayInfo& info = state.info("neighbors");
-  if (info.dtype != DType::i32 || info.shape.rank() != 2 || info.shape[0] != images) return nullptr;
-  auto table = std::make_shared<NeighborTable>();
-  table->k = static_cast<int>(info.shape[1]);
-  table->index.resize(static_cast<size_t>(info.shape.size()));
-  state.read("neighbors", table->index.data(), info.bytes);
-  return table;
-}
-
 std::string limited(const std::string& spec, int limit) {
   if (spec.find("limit=") != std::string::npos) return spec;
   return cat("{}{}limit={}", spec, spec.find('?') == std::string::npos ? "?" : "&", limit);
@@ -89,7 +61,7 @@ std::string views_html(Device& device, const Config& config, const Checkpoint& c
   const auto data = open_dataset(options.data);
   AugmentConfig augment = config.augment;
   augment.channels = data->channels();
-  const auto table = config.method.name == "csml" ? read_table(checkpoint, data->size()) : nullptr;
+  const auto table = config.method.name == "csml" ? neighbor_table_of(checkpoint, data->size()) : nullptr;
   const std::vector<std::string> names{"q", "k", "p", "k′"};
   std::vector<ViewSpec> specs;
   for (uint32_t v = 0; v < (table ? 4u : 2u); ++v)

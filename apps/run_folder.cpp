@@ -17,9 +17,9 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr size_t kMostTextBytes = 1 << 20;
-const std::vector<std::string> kRunFiles{"config.toml",   "command.txt",      "environment.json",
-                                         "metrics.jsonl", "checkpoints",      "latest",
-                                         "tensorboard",   "bad_images.jsonl", "report.html"};
+const std::vector<std::string> kRunFiles{"config.toml",      "command.txt", "environment.json", "metrics.jsonl",
+                                         "checkpoints",      "latest",      "captures",         "tensorboard",
+                                         "bad_images.jsonl", "report.html"};
 
 /// Keys that may differ between a run and its continuation. data.train is among them because the data's fingerprint is
 /// compared instead.
@@ -35,7 +35,12 @@ const std::set<std::string> kHarmless{"data.train",
                                       "train.checkpoint_every_epochs",
                                       "train.milestone_every_epochs",
                                       "train.keep_checkpoints",
+                                      "train.checkpoint_retry_seconds",
                                       "train.max_steps",
+                                      "train.max_hours",
+                                      "train.stop_seconds",
+                                      "train.max_non_finite_steps",
+                                      "train.captured_steps",
                                       "eval.knn_every_epochs",
                                       "eval.knn_k",
                                       "eval.knn_temperature",

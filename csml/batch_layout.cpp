@@ -22,4 +22,19 @@ BatchLayout batch_layout(const Config& config, const Comm& comm) {
   return l;
 }
 
+LoaderOptions training_loader_options(const Config& config, const Comm& comm, BadImageCallback on_bad_image) {
+  const BatchLayout layout = batch_layout(config, comm);
+  LoaderOptions o;
+  o.seed = config.train.seed;
+  o.workers = config.data.workers;
+  o.batch_size = static_cast<int>(layout.local);
+  o.rank = comm.rank();
+  o.ranks = comm.size();
+  o.shuffle_span = layout.loader_shuffles ? layout.span : 0;
+  o.prefetch = config.data.prefetch;
+  o.max_bad_share = config.data.max_bad_share;
+  o.on_bad_image = std::move(on_bad_image);
+  return o;
+}
+
 }  // namespace csml

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "csml/config.h"
+#include "data/loader.h"
 #include "engine/comm.h"
 
 namespace csml {
@@ -17,5 +18,7 @@ struct BatchLayout {
 };
 /// Throws UsageError, with what to change, where the batch cannot be shared out.
 BatchLayout batch_layout(const Config& config, const Comm& comm);
+/// How this process loads its part of every batch.
+LoaderOptions training_loader_options(const Config& config, const Comm& comm, BadImageCallback on_bad_image);
 
 }  // namespace csml

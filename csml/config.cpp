@@ -113,7 +113,17 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"train.checkpoint_every_epochs", &c.train.checkpoint_every_epochs, "0: by steps only"},
       {"train.milestone_every_epochs", &c.train.milestone_every_epochs, "such checkpoints are kept; 0: none"},
       {"train.keep_checkpoints", &c.train.keep_checkpoints, "newest checkpoints that are kept"},
+      {"train.checkpoint_retry_seconds", &c.train.checkpoint_retry_seconds,
+       "until a checkpoint that could not be written is tried again"},
       {"train.max_steps", &c.train.max_steps, "stop after so many steps, schedule unchanged; 0: no limit"},
+      {"train.max_hours", &c.train.max_hours, "stop with a checkpoint after so many hours of this start; 0: no limit"},
+      {"train.stop_seconds", &c.train.stop_seconds,
+       "longest from a signal to the end; then the process ends at once; 0: no "
+       "limit"},
+      {"train.max_non_finite_steps", &c.train.max_non_finite_steps,
+       "steps in a row without a finite gradient after which the run ends"},
+      {"train.captured_steps", &c.train.captured_steps,
+       "steps without a finite gradient kept for csml replay; 0: none"},
 
       {"eval.knn_every_epochs", &c.eval.knn_every_epochs, "online k-NN; 0: never"},
       {"eval.knn_k", &c.eval.knn_k, "neighbours that vote"},
@@ -309,7 +319,14 @@ void check_training(const Config& c) {
   require(t.checkpoint_every_epochs >= 0, "train.checkpoint_every_epochs", "must not be negative");
   require(t.milestone_every_epochs >= 0, "train.milestone_every_epochs", "must not be negative");
   require(t.keep_checkpoints >= 1, "train.keep_checkpoints", "must be at least 1, got {}", t.keep_checkpoints);
+  require(t.checkpoint_retry_seconds > 0, "train.checkpoint_retry_seconds", "must be above 0, got {}",
+          t.checkpoint_retry_seconds);
   require(t.max_steps >= 0, "train.max_steps", "must be 0 (no limit) or more, got {}", t.max_steps);
+  require(t.max_hours >= 0, "train.max_hours", "must be 0 (no limit) or more, got {}", t.max_hours);
+  require(t.stop_seconds >= 0, "train.stop_seconds", "must be 0 (no limit) or more, got {}", t.stop_seconds);
+  require(t.max_non_finite_steps >= 1, "train.max_non_finite_steps", "must be at least 1, got {}",
+          t.max_non_finite_steps);
+  require(t.captured_steps >= 0, "train.captured_steps", "must be 0 (none) or more, got {}", t.captured_steps);
 
   require_one_of("optimizer.kind", c.optimizer.kind, {"sgd", "lars", "adamw"});
   require(c.optimizer.momentum >= 0 && c.optimizer.momentum < 1, "optimizer.momentum", "must be in [0, 1), got {}",

@@ -82,7 +82,12 @@ struct TrainConfig {
   int checkpoint_every_epochs = 1;
   int milestone_every_epochs = 100;  // these checkpoints are kept
   int keep_checkpoints = 2;
-  int max_steps = 0;  // stop after so many steps in total (0: no limit); the schedule is not changed
+  double checkpoint_retry_seconds = 60;  // until a checkpoint that could not be written is tried again
+  int max_steps = 0;                     // stop after so many steps in total (0: no limit); the schedule is not changed
+  double max_hours = 0;                  // stop, as by a signal, after so much time of this start; 0: no limit
+  double stop_seconds = 90;       // longest from a signal to the end; past it the process ends at once; 0: no limit
+  int max_non_finite_steps = 20;  // steps in a row without a finite gradient after which the run ends
+  int captured_steps = 3;         // such steps that are kept for csml replay; 0: none
 };
 
 struct EvalConfig {

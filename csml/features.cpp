@@ -27,7 +27,9 @@ Features collect(Device& device, const Dataset& dataset, const FeatureOptions& o
   Features out{.values = all.rows(0, n), .labels = {}, .bad_images = 0};
   for (int64_t i = 0; i < n; ++i) out.labels.push_back(dataset.label(i));
   EvalBatch batch;
-  while (loader.next(batch)) {
+  for (int64_t round = 0; round < each / o.batch_size; ++round) {
+    if (o.go_on && !o.go_on()) throw Interrupted();
+    if (!loader.next(batch)) continue;  // this process's share is shorter
     const Shape shape{batch.count, size, size, channels};
     Tensor pixels(device, shape, DType::u8), images(device, shape);
     pixels.upload(batch.images);

@@ -12,6 +12,12 @@
 
 namespace csml {
 
+/// What go_on asked for.
+class Interrupted : public Error {
+ public:
+  Interrupted() : Error("stopped on request") {}
+};
+
 struct FeatureOptions {
   EvalTransform transform;
   AugmentConfig normalise;  // mean and std
@@ -21,6 +27,8 @@ struct FeatureOptions {
   double max_bad_share = 0.05;  // of unreadable images; beyond it an error
   std::function<void(int64_t done, int64_t total)> progress;
   BadImageCallback on_bad_image;
+  /// Asked before each batch, on every process equally often; false: throws Interrupted.
+  std::function<bool()> go_on;
   Comm* comm = &Comm::alone();  // its processes share the images out, whole batches each; all get all the features
 };
 

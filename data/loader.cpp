@@ -296,6 +296,19 @@ void Loader::start_epoch(int64_t epoch, int64_t first_batch, std::shared_ptr<con
   s.pipeline.start(first_batch, batches_per_epoch());
 }
 
+Batch Loader::sample_views(int64_t epoch, int64_t sample, std::shared_ptr<const NeighborTable> neighbors) {
+  State& s = *state_;
+  CHECK(s.options.batch_size == 1 && s.options.ranks == 1, "sample_views() of batches of {}", s.options.batch_size);
+  CHECK(sample >= 0 && sample < s.dataset.size(), "sample {} of {}", sample, s.dataset.size());
+  start_epoch(epoch, batches_per_epoch(), std::move(neighbors));
+  const int64_t number = std::find(s.order.begin(), s.order.end(), sample) - s.order.begin();
+  s.pipeline.stop();
+  s.pipeline.start(number, number + 1);
+  Batch batch;
+  CHECK(next(batch), "no batch {}", number);
+  return batch;
+}
+
 bool Loader::next(Batch& batch) { return state_->pipeline.next(batch); }
 int64_t Loader::bad_images() const { return state_->bad.count(); }
 

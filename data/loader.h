@@ -77,6 +77,8 @@ class Loader {
   void start_epoch(int64_t epoch, int64_t first_batch = 0, std::shared_ptr<const NeighborTable> neighbors = nullptr);
   /// The next batch, into `batch` (its memory is recycled); false at the end of the epoch. Throws what a worker threw.
   bool next(Batch& batch);
+  /// The batch of one that shows `sample` as any batch of this epoch does; of a loader of batches of one.
+  Batch sample_views(int64_t epoch, int64_t sample, std::shared_ptr<const NeighborTable> neighbors = nullptr);
   /// Distinct unreadable images met so far.
   int64_t bad_images() const;
 

@@ -114,6 +114,39 @@ void remove_quietly(const fs::path& path) {
   fs::remove_all(path, error);
 }
 
+void write_aside(const CheckpointContent& content, const fs::path& aside) {
+  if (::mkdir(aside.c_str(), 0777) != 0) throw_errno("create folder", aside);
+  json files = json::object();
+  const auto add = [&](const char* name, const FileDigest& digest) {
+    files[name] = {{"bytes", digest.bytes}, {"xxh3_128", digest.hex}};
+  };
+  add(kModel, write_safetensors(aside / kModel, content.model, content.model_metadata));
+  add(kState, write_safetensors(aside / kState, content.state));
+  const json manifest = {
+      {"format", kFormat}, {"version", kFormatVersion},      {"step", content.step}, {"epoch", content.epoch},
+      {"files", files},    {"milestone", content.milestone}, {"user", content.user}};
+  write_text_file(aside / kManifest, manifest_text(manifest));
+}
+
+void put_in_place(const fs::path& aside, const fs::path& folder) {
+  if (!fs::exists(folder)) {
+    if (::rename(aside.c_str(), folder.c_str()) != 0) throw_errno("rename a checkpoint into place as", folder);
+  } else if (exchange(aside, folder)) {
+    remove_quietly(aside);
+  } else {
+    const fs::path old = aside.string() + "-old";
+    if (::rename(folder.c_str(), old.c_str()) != 0) throw_errno("replace", folder);
+    if (::rename(aside.c_str(), folder.c_str()) != 0) {
+      const int code = errno;
+      ::rename(old.c_str(), folder.c_str());
+      errno = code;
+      throw_errno("rename a checkpoint into place as", folder);
+    }
+    remove_quietly(old);
+  }
+  sync_directory(folder.parent_path());
+}
+
 }  // namespace
 
 Checkpoint open_checkpoint(const fs::path& folder) {
@@ -145,7 +178,7 @@ Checkpoint open_checkpoint(const fs::path& folder) {
   return checkpoint;
 }
 
-std::optional<Checkpoint> newest_checkpoint(const fs::path& run, const Warn& warn) {
+std::optional<Checkpoint> newest_checkpoint(const fs::path& run, const Warn& warn, int64_t most_steps) {
   std::vector<int64_t> order = steps_in(run / kFolder);
   std::reverse(order.begin(), order.end());
   // Checkpoints of more steps than `latest` belong to a future that was left when the run went back.
@@ -156,6 +189,7 @@ std::optional<Checkpoint> newest_checkpoint(const fs::path& run, const Warn& war
     std::stable_partition(order.begin(), order.end(), [&](int64_t step) { return step <= *latest; });
   }
   for (int64_t step : order) {
+    if (step > most_steps) continue;
     const fs::path folder = run / kFolder / folder_name(step);
     try {
       Checkpoint checkpoint = open_checkpoint(folder);
@@ -166,6 +200,19 @@ std::optional<Checkpoint> newest_checkpoint(const fs::path& run, const Warn& war
     }
   }
   return std::nullopt;
+}
+
+void write_checkpoint(const fs::path& folder, const CheckpointContent& content) {
+  const fs::path aside = folder.string() + cat("{}{}", kAside, ::getpid());
+  remove_quietly(aside);
+  try {
+    write_aside(content, aside);
+    open_checkpoint(aside);
+    put_in_place(aside, folder);
+  } catch (...) {
+    remove_quietly(aside);
+    throw;
+  }
 }
 
 CheckpointStore::CheckpointStore(fs::path run, Options options)
@@ -197,52 +244,11 @@ CheckpointStore::CheckpointStore(fs::path run, Options options)
 fs::path CheckpointStore::save(const CheckpointContent& content) {
   CHECK(content.step >= 0, "a checkpoint's step must not be negative, got {}", content.step);
   const std::string name = folder_name(content.step);
-  const fs::path folder = folder_ / name, aside = folder_ / cat("{}{}{}", name, kAside, ::getpid());
-  remove_quietly(aside);
-  try {
-    write_aside(content, aside);
-    open_checkpoint(aside);
-    put_in_place(aside, folder);
-  } catch (...) {
-    remove_quietly(aside);
-    throw;
-  }
+  const fs::path folder = folder_ / name;
+  write_checkpoint(folder, content);
   write_text_file(run_ / kLatest, cat("{}/{}\n", kFolder, name));
   rotate(content.step);
   return folder;
-}
-
-void CheckpointStore::write_aside(const CheckpointContent& content, const fs::path& aside) const {
-  if (::mkdir(aside.c_str(), 0777) != 0) throw_errno("create folder", aside);
-  json files = json::object();
-  const auto add = [&](const char* name, const FileDigest& digest) {
-    files[name] = {{"bytes", digest.bytes}, {"xxh3_128", digest.hex}};
-  };
-  add(kModel, write_safetensors(aside / kModel, content.model, content.model_metadata));
-  add(kState, write_safetensors(aside / kState, content.state));
-  const json manifest = {
-      {"format", kFormat}, {"version", kFormatVersion},      {"step", content.step}, {"epoch", content.epoch},
-      {"files", files},    {"milestone", content.milestone}, {"user", content.user}};
-  write_text_file(aside / kManifest, manifest_text(manifest));
-}
-
-void CheckpointStore::put_in_place(const fs::path& aside, const fs::path& folder) const {
-  if (!fs::exists(folder)) {
-    if (::rename(aside.c_str(), folder.c_str()) != 0) throw_errno("rename a checkpoint into place as", folder);
-  } else if (exchange(aside, folder)) {
-    remove_quietly(aside);
-  } else {
-    const fs::path old = aside.string() + "-old";
-    if (::rename(folder.c_str(), old.c_str()) != 0) throw_errno("replace", folder);
-    if (::rename(aside.c_str(), folder.c_str()) != 0) {
-      const int code = errno;
-      ::rename(old.c_str(), folder.c_str());
-      errno = code;
-      throw_errno("rename a checkpoint into place as", folder);
-    }
-    remove_quietly(old);
-  }
-  sync_directory(folder_);
 }
 
 void CheckpointStore::rotate(int64_t newest_step) const {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
@@ -46,10 +47,15 @@ using Warn = std::function<void(const std::string&)>;
 /// Verifies one checkpoint folder: manifest, sizes, checksums, both headers. Throws Error that names what is wrong.
 Checkpoint open_checkpoint(const std::filesystem::path& folder);
 
-/// The newest good checkpoint of a run, for readers: changes nothing on disk. Tried in turn: the one that `latest`
-/// names, those of fewer steps, then those of more. Each that does not verify goes to `warn` by name. Nothing when
-/// the run has none that is good.
-std::optional<Checkpoint> newest_checkpoint(const std::filesystem::path& run, const Warn& warn);
+/// The newest good checkpoint of a run of at most so many steps, for readers: changes nothing on disk. Tried in turn:
+/// the one that `latest` names, those of fewer steps, then those of more. Each that does not verify goes to `warn` by
+/// name. Nothing when the run has none that is good.
+std::optional<Checkpoint> newest_checkpoint(const std::filesystem::path& run, const Warn& warn,
+                                            int64_t most_steps = std::numeric_limits<int64_t>::max());
+
+/// Writes a checkpoint folder aside, flushes it to disk, verifies it and renames it into place, replacing one that is
+/// there. Throws Error (full disk, no permission, …); then nothing partial stays behind.
+void write_checkpoint(const std::filesystem::path& folder, const CheckpointContent& content);
 
 /// The one writer of a run's checkpoints (of several processes, rank 0). Holds a lock on the folder while it lives.
 class CheckpointStore {
@@ -63,18 +69,14 @@ class CheckpointStore {
   /// written or another process is writing to it.
   CheckpointStore(std::filesystem::path run, Options options);
 
-  /// Writes a checkpoint aside, flushes it to disk, verifies it, renames it into place and points `latest` to it; only
-  /// then deletes those that are neither milestones nor among the last `keep_last` up to this step. A checkpoint of
-  /// the same step is replaced. Throws Error (full disk, no permission, …); then older checkpoints are untouched and
-  /// nothing partial stays behind. Returns the folder.
+  /// write_checkpoint(), then points `latest` to it; only then deletes those that are neither milestones nor among the
+  /// last `keep_last` up to this step. Throws Error; then older checkpoints are untouched. Returns the folder.
   std::filesystem::path save(const CheckpointContent& content);
 
   /// newest_checkpoint() of this run.
   std::optional<Checkpoint> load_newest() const { return newest_checkpoint(run_, options_.warn); }
 
  private:
-  void write_aside(const CheckpointContent& content, const std::filesystem::path& aside) const;
-  void put_in_place(const std::filesystem::path& aside, const std::filesystem::path& folder) const;
   void rotate(int64_t newest_step) const;
 
   std::filesystem::path run_, folder_;

@@ -146,7 +146,8 @@ void AtomicFile::write(const void* data, size_t bytes) {
   while (bytes > 0) {
     const ssize_t n = ::write(file_.get(), next, std::min(bytes, kMostPerCall));
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) throw_errno("write", path_);
+    if (n == 0) errno = ENOSPC;
+    if (n <= 0) throw_errno("write", path_);
     next += n;
     bytes -= static_cast<size_t>(n);
   }

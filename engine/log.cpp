@@ -74,8 +74,8 @@ void MetricsLog::write(json line) {
   for (size_t done = 0; done < text.size();) {
     const ssize_t n = ::write(file_.get(), text.data() + done, text.size() - done);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) {
-      const int code = errno;
+    if (n <= 0) {
+      const int code = n < 0 ? errno : ENOSPC;
       [[maybe_unused]] const int undone = ::ftruncate(file_.get(), before);
       errno = code;
       throw_errno("write", path_);

@@ -55,6 +55,7 @@ struct Dropped {
 thread_local std::vector<Dropped>* g_dropped = nullptr;  // set while a graph is being dropped
 
 thread_local bool g_no_grad = false;
+thread_local bool g_nan_check = false;
 thread_local uint64_t g_next_order = 1;
 
 bool nan_check_enabled() {
@@ -62,14 +63,14 @@ bool nan_check_enabled() {
     const char* value = std::getenv("CSML_NAN");
     return value && std::string(value) == "1";
   }();
-  return enabled;
+  return enabled || g_nan_check;
 }
 
 void check_finite(const char* name, const char* what, const Tensor& t) {
   if (!t || t.dtype() != DType::f32) return;
   Tensor flag(t.device(), {1}, DType::i32);
   backend(t).all_finite({.x = t, .flag = flag});
-  CHECK(flag.host<int32_t>()[0] == 1, "CSML_NAN: the {} of op '{}' (shape {}) holds a NaN or an infinity", what, name,
+  CHECK(flag.host<int32_t>()[0] == 1, "the {} of op '{}' (shape {}) holds a NaN or an infinity", what, name,
         t.shape().text());
 }
 
@@ -101,6 +102,9 @@ Var::Node::~Node() {
   }
   g_dropped = nullptr;
 }
+
+NanCheck::NanCheck() : before_(g_nan_check) { g_nan_check = true; }
+NanCheck::~NanCheck() { g_nan_check = before_; }
 
 NoGrad::NoGrad() : before_(g_no_grad) { g_no_grad = true; }
 NoGrad::~NoGrad() { g_no_grad = before_; }

@@ -75,4 +75,17 @@ class NoGrad {
   bool before_;
 };
 
+/// While one is alive on this thread, every op's result and gradients are checked: the first with a NaN or an infinity
+/// throws Error that names the op. Reads the device after each op. CSML_NAN=1 in the environment: always.
+class NanCheck {
+ public:
+  NanCheck();
+  ~NanCheck();
+  NanCheck(const NanCheck&) = delete;
+  NanCheck& operator=(const NanCheck&) = delete;
+
+ private:
+  bool before_;
+};
+
 }  // namespace csml

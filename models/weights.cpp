@@ -63,19 +63,24 @@ std::vector<float> to_krsc(const float* kcrs, const Shape& s) {
   return out;
 }
 
-std::vector<NamedArray> to_host(const Params& params, const std::string& prefix, const Tensor& flat) {
+std::vector<NamedArray> to_host(const Params& params, const std::string& prefix, std::span<const float> parameters,
+                                std::span<const float> statistics) {
   std::vector<NamedArray> arrays;
-  auto take = [&](const std::vector<Params::Entry>& entries, const Tensor& tensor) {
-    const std::vector<float> values = tensor.host<float>();
+  const auto take = [&](const std::vector<Params::Entry>& entries, std::span<const float> values) {
     for (const Params::Entry& e : entries) {
       const float* first = values.data() + e.offset;
       const std::vector<float> permuted = e.is_conv ? to_kcrs(first, e.shape) : std::vector<float>();
       arrays.push_back(named_array(prefix + e.name, torch_shape(e), e.is_conv ? permuted.data() : first));
     }
   };
-  take(params.entries(), flat ? flat : params.master());
-  if (!flat) take(params.buffer_entries(), params.buffers());
+  take(params.entries(), parameters);
+  if (!statistics.empty()) take(params.buffer_entries(), statistics);
   return arrays;
+}
+
+std::vector<NamedArray> to_host(const Params& params, const std::string& prefix, const Tensor& flat) {
+  if (flat) return to_host(params, prefix, flat.host<float>(), {});
+  return to_host(params, prefix, params.master().host<float>(), params.buffers().host<float>());
 }
 
 std::vector<std::string> from_host(const Params& params, const std::vector<NamedArray>& arrays,

@@ -1,6 +1,7 @@
 // A network's state as host arrays under torchvision's names and layouts (filters [K, C, R, S]), and back.
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,10 @@ namespace csml {
 /// Parameters and running statistics, prefix + name each. `flat` empty: the parameters themselves; else a tensor laid
 /// out like Params::master() (a momentum buffer, gradients), without running statistics.
 std::vector<NamedArray> to_host(const Params& params, const std::string& prefix, const Tensor& flat = {});
+
+/// The same of host copies of Params::master() and Params::buffers().
+std::vector<NamedArray> to_host(const Params& params, const std::string& prefix, std::span<const float> parameters,
+                                std::span<const float> statistics);
 
 /// The reverse: takes `prefix + name` for every parameter (and running statistic when flat is empty) from `arrays`.
 /// A missing name or another shape throws, saying which; names that the network lacks are returned.

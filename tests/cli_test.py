@@ -21,7 +21,7 @@ CSML = None
 # The networks are tiny: more threads only wait for each other.
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 COMMANDS = ["pretrain", "knn", "linear", "finetune", "svm", "embed", "neighbors", "import",
-            "export", "inspect", "bench", "doctor", "report"]
+            "export", "inspect", "bench", "doctor", "replay", "report"]
 TRAIN, TEST = "synthetic:shapes?size=16&limit=96", "synthetic:shapes?size=16&split=test&limit=40"
 # A network of the least width, on tiny images: a step takes milliseconds.
 TINY = [f"--set={assignment}" for assignment in (
@@ -213,6 +213,34 @@ class CliTest(unittest.TestCase):
         weights = [next((folder / "checkpoints").glob("step_00000048")) / "model.safetensors"
                    for folder in (whole, parts)]
         self.assertEqual(weights[0].read_bytes(), weights[1].read_bytes())
+
+    def test_stop_by_the_clock(self):
+        base = ["pretrain", *TINY, "--data", TRAIN, "--epochs", 2, "--out", self.tmp / "hours"]
+        stopped = self.answers(*base, "--max-hours", "0.0000001", code=75)
+        self.assertTrue(stopped["stopped"])
+        self.assertEqual(stopped["steps"], 0)
+        self.assertEqual(self.answers(*base)["steps"], 6)
+        self.fails(2, "train.max_hours must be 0", *base, "--max-hours", "-1")
+
+    def test_replay(self):
+        lines = [json.loads(line) for line in (self.run_folder / "metrics.jsonl").read_text().splitlines()]
+        losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
+        again = self.answers("replay", "--run", self.run_folder, "--step", 5)
+        self.assertEqual(again["measured"]["loss"], losses[5])
+        self.assertEqual([again["epoch"], again["batch"], again["repeated"]], [1, 1, 1])  # from the checkpoint of step 3
+        self.assertTrue(again["finite"])
+        self.assertIn("the gradient is finite", csml("replay", "--run", self.run_folder, "--step", 5).stdout)
+        picture = self.tmp / "views.png"
+        shown = self.answers("replay", "--run", self.run_folder, "--epoch", 1, "--sample", 3, "--out", picture)
+        self.assertEqual(picture.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+        self.assertEqual([view["of"] for view in shown["views"]], ["sample", "sample", "neighbor", "neighbor"])
+        self.assertNotEqual(shown["neighbor"], 3)
+        self.fails(1, "step 2 was not captured and no good checkpoint of fewer steps", "replay", "--run",
+                   self.run_folder, "--step", 2)
+        self.fails(1, "after the run's end, which is at step 6", "replay", "--run", self.run_folder, "--step", 7)
+        self.fails(2, "give --step S, or --epoch E and --sample N", "replay", "--run", self.run_folder)
+        self.fails(2, "holds 96 images", "replay", "--run", self.run_folder, "--epoch", 0, "--sample", 96)
+        self.fails(1, "no such folder", "replay", "--run", self.tmp / "absent", "--step", 1)
 
     def test_unwritable_and_full(self):
         file = self.tmp / "file"

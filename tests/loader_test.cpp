@@ -156,6 +156,27 @@ TEST_CASE("loader: resume in the middle of an epoch, restart drops what is under
   CHECK(!loader.next(batch));
 }
 
+TEST_CASE("loader: the views of one sample are those that any batch shows") {
+  const auto d = open_dataset("synthetic:shapes?limit=100");
+  LoaderOptions options;
+  options.seed = 9;
+  options.workers = 0;
+  options.batch_size = 1;
+  Loader loader(*d, five_views(), options);
+  for (const Batch& batch : run_epochs(*d, 2, {3})) {
+    const size_t at = static_cast<size_t>(batch.index);  // another place in every batch
+    const Batch alone = loader.sample_views(3, batch.samples[at], table_of(100, 3));
+    CHECK(alone.samples[0] == batch.samples[at]);
+    CHECK(alone.neighbors[0] == batch.neighbors[at]);
+    for (size_t v = 0; v < batch.views.size(); ++v) {
+      const size_t bytes = alone.views[v].images.size();
+      CHECK(std::memcmp(alone.views[v].images.data(), batch.views[v].images.data() + at * bytes, bytes) == 0);
+      CHECK(std::memcmp(alone.views[v].params.data(), batch.views[v].params.data() + at * ColorParams::kColumns,
+                        sizeof(ColorParams)) == 0);
+    }
+  }
+}
+
 TEST_CASE("loader: processes share a global batch") {
   const auto d = open_dataset("synthetic:shapes?limit=100");
   LoaderOptions one;

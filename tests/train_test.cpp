@@ -1,109 +1,19 @@
-// Whole pretraining runs on tiny synthetic data: they learn, do not depend on loader threads, keep their memory, go on
-// exactly where they stopped, refuse what is damaged or changed, and live with unreadable images.
-#include <atomic>
-#include <chrono>
+// Whole pretraining runs on tiny synthetic data: they learn, do not depend on loader threads, keep their memory, refuse
+// what is changed, and live with unreadable images. tests/interruption_test.cpp interrupts them.
+#include <cmath>
 #include <cstring>
-#include <thread>
 
 #include "csml/base.h"
+#include "csml/memory_plan.h"
 #include "csml/saved_model.h"
-#include "csml/train_loop.h"
 #include "data/dataset.h"
-#include "engine/checkpoint.h"
-#include "engine/log.h"
 
-#include "tests/files.h"
+#include "tests/run_fixture.h"
 
 using namespace csml;
+using namespace csml::test;
 namespace fs = std::filesystem;
 using nlohmann::json;
-
-namespace {
-
-/// Five steps an epoch, some milliseconds each.
-Config tiny(const std::string& method, int epochs) {
-  Config c;
-  c.data.train = "synthetic:shapes?limit=80&size=16";
-  c.data.test = "synthetic:shapes?limit=30&size=16&split=test";
-  c.data.workers = 1;
-  c.augment.crop_size = 16;
-  c.model = {.depth = 18, .stem = "cifar", .width = 4, .head_hidden = 0, .head_mlp = true, .dim = 16};
-  c.method.name = method;
-  c.method.queue = 72;  // does not divide by the batch
-  c.method.momentum = 0.95;
-  c.method.bn_group_size = 8;
-  c.method.neighbors = 3;
-  c.method.refresh_epochs = 2;
-  c.lr_per_256 = 1;
-  c.train.epochs = epochs;
-  c.train.batch_size = 16;
-  c.train.log_every_steps = 1;
-  c.train.checkpoint_every_epochs = 1;
-  c.train.keep_checkpoints = 20;
-  c.eval.knn_every_epochs = 1;
-  c.eval.knn_k = 5;
-  c.eval.resize = 0;
-  c.eval.size = 16;
-  c.eval.batch_size = 32;  // does not divide 80 or 30
-  resolve(c);
-  return c;
-}
-
-struct Run {
-  RunResult result;
-  ArenaStats memory;
-};
-
-Run run(const Config& config, const fs::path& out, const std::atomic<bool>* stop = nullptr,
-        const fs::path& init_from = {}) {
-  fs::create_directories(out);
-  log_configure(0, 1, true);
-  set_compute_threads(1);  // threads only wait for each other in layers this small
-  const auto device = Device::open("cpu");
-  const auto comm = Comm::local();
-  RunOptions options;
-  options.out = out;
-  options.stop = stop;
-  options.init_from = init_from;
-  Run r;
-  r.result = pretrain(*device, *comm, config, options);
-  r.memory = device->stats();
-  return r;
-}
-
-std::vector<json> lines_of(const fs::path& file) {
-  std::vector<json> lines;
-  std::ifstream in(file);
-  for (std::string line; std::getline(in, line);) lines.push_back(json::parse(line));
-  return lines;
-}
-
-/// The lines of a kind ("step", "epoch", "eval", "event") of a run.
-std::vector<json> metrics(const fs::path& out, const std::string& kind) {
-  std::vector<json> lines = lines_of(out / "metrics.jsonl");
-  std::erase_if(lines, [&](const json& line) { return line["kind"] != kind; });
-  return lines;
-}
-
-std::vector<json> events(const fs::path& out, const std::string& name) {
-  std::vector<json> lines = metrics(out, "event");
-  std::erase_if(lines, [&](const json& line) { return line["event"] != name; });
-  return lines;
-}
-
-fs::path checkpoint(const fs::path& out, int64_t step) { return out / "checkpoints" / cat("step_{:08d}", step); }
-
-/// Encoders, optimizer, queue and neighbour table after `step` steps, byte by byte.
-std::string bytes_of(const fs::path& out, int64_t step) {
-  return slurp(checkpoint(out, step) / "model.safetensors") + slurp(checkpoint(out, step) / "state.safetensors");
-}
-
-void check_equal(const fs::path& a, const fs::path& b, int64_t step) {
-  const bool equal = bytes_of(a, step) == bytes_of(b, step);
-  CHECK_MESSAGE(equal, cat("{} and {} differ at step {}", a.string(), b.string(), step));
-}
-
-}  // namespace
 
 TEST_CASE("a run learns: the loss falls below chance, for MoCo and CsMl") {
   for (const char* method : {"moco", "csml"}) {
@@ -190,36 +100,6 @@ TEST_CASE("memory stays what it is after the first epoch, evaluation and refresh
   for (size_t i = 6; i < steps.size(); ++i) CHECK(steps[i]["memory_bytes"] == steps[5]["memory_bytes"]);
 }
 
-TEST_CASE("a run that stopped in the middle of an epoch goes on exactly") {
-  for (const char* method : {"moco", "csml"}) {
-    const Folder folder;
-    Config config = tiny(method, 4);
-    run(config, folder.path / "whole");
-    for (const int stop : {1, 7, 10, 13}) {  // inside the first epoch; before, at and after a refresh
-      const fs::path out = folder.path / cat("{}", stop);
-      config.train.max_steps = stop;
-      CHECK(run(config, out).result.steps == stop);
-      config.train.max_steps = 0;
-      const RunResult result = run(config, out).result;
-      CHECK(result.steps == 20);
-      check_equal(folder.path / "whole", out, 20);
-      const std::vector<json> resumed = events(out, "resumed"), steps = metrics(out, "step");
-      REQUIRE(resumed.size() == 1);
-      CHECK(resumed[0]["text"] == cat("step_{:08d}", stop));
-      // Each step is told once, with the loss of the run that was not interrupted.
-      const std::vector<json> whole = metrics(folder.path / "whole", "step");
-      REQUIRE(steps.size() == 20);
-      const std::vector<json> refreshes = events(out, "neighbors");  // every second epoch
-      REQUIRE(refreshes.size() == (config.method.name == "csml" ? 2 : 0));
-      for (size_t i = 0; i < refreshes.size(); ++i) CHECK(refreshes[i]["epoch"] == 2 * i);
-      for (size_t i = 0; i < 20; ++i) {
-        CHECK(steps[i]["step"] == i + 1);
-        CHECK(steps[i]["loss"] == whole[i]["loss"]);
-      }
-    }
-  }
-}
-
 TEST_CASE("levels, small crops and every base go on exactly, and their checkpoints hold it all") {
   const auto with = [](const std::string& method, const std::string& base, const std::string& alignment) {
     Config c = tiny(method, 3);
@@ -256,84 +136,6 @@ TEST_CASE("levels, small crops and every base go on exactly, and their checkpoin
     CHECK(load_model(*device, folder.path / "whole", "q").step == 15);
     CHECK(load_model(*device, folder.path / "whole", "k").step == 15);
     CHECK(contains(plan_text(config), queue ? "2 levels" : "activations"));
-  }
-}
-
-TEST_CASE("the stop flag ends a run with a checkpoint, and the same command goes on") {
-  const Folder folder;
-  Config config = tiny("csml", 12);
-  config.train.checkpoint_every_epochs = 0;
-  config.eval.knn_every_epochs = 0;
-  run(config, folder.path / "whole");
-  bool stopped = false;
-  for (int attempt = 0; attempt < 5 && !stopped; ++attempt) {
-    const fs::path out = folder.path / cat("stopped{}", attempt);
-    std::atomic<bool> stop{false}, over{false};
-    std::thread watcher([&] {
-      while (!over && (!fs::exists(out / "metrics.jsonl") || !contains(slurp(out / "metrics.jsonl"), "\"step\":12")))
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      stop = true;
-    });
-    const RunResult first = run(config, out, &stop).result;
-    over = true;
-    watcher.join();
-    stopped = first.stopped;
-    if (!stopped) continue;
-    CHECK(first.steps >= 12);
-    CHECK(first.steps < 60);
-    CHECK(events(out, "stopped").size() == 1);
-    CHECK(fs::exists(checkpoint(out, first.steps) / "manifest.json"));
-    CHECK(first.checkpoint == checkpoint(out, first.steps));
-    stop = false;
-    const RunResult second = run(config, out, &stop).result;
-    CHECK(second.steps == 60);
-    CHECK_FALSE(second.stopped);
-    check_equal(folder.path / "whole", out, 60);
-  }
-  CHECK(stopped);
-}
-
-TEST_CASE("a damaged newest checkpoint is refused by name and the one before is used") {
-  const Folder folder;
-  Config config = tiny("csml", 3);
-  config.train.checkpoint_every_steps = 3;
-  config.train.checkpoint_every_epochs = 0;
-  run(config, folder.path / "whole");
-  struct Damage {
-    std::string name, file;
-    std::function<void(std::string& bytes)> apply;
-  };
-  const std::vector<Damage> damages = {
-      {"cut off", "model.safetensors", [](std::string& b) { b.resize(b.size() / 2); }},
-      {"a bit of the state", "state.safetensors", [](std::string& b) { b[b.size() * 3 / 4] ^= 0x10; }},
-      {"a bit of a weight", "model.safetensors", [](std::string& b) { b[b.size() - 9] ^= 1; }},
-      {"empty manifest", "manifest.json", [](std::string& b) { b.clear(); }},
-  };
-  for (const Damage& damage : damages) {
-    CAPTURE(damage.name);
-    const fs::path out = folder.path / damage.name;
-    config.train.max_steps = 11;
-    run(config, out);  // checkpoints at 0, 3, 6, 9 and 11
-    const fs::path file = checkpoint(out, 11) / damage.file;
-    std::string bytes = slurp(file);
-    damage.apply(bytes);
-    spill(file, bytes);
-
-    const std::string why = error_of([&] { open_checkpoint(checkpoint(out, 11)); });
-    CHECK(contains(why, "step_00000011"));
-    CHECK(contains(why, damage.file));
-    std::vector<std::string> warnings;
-    const auto found = newest_checkpoint(out, [&](const std::string& line) { warnings.push_back(line); });
-    REQUIRE(found);
-    CHECK(found->step == 9);
-    REQUIRE(warnings.size() == 1);
-    CHECK(contains(warnings[0], "step_00000011"));
-
-    config.train.max_steps = 0;
-    CHECK(run(config, out).result.steps == 15);
-    CHECK(events(out, "resumed").at(0)["text"] == "step_00000009");
-    CHECK(metrics(out, "step").size() == 15);
-    check_equal(folder.path / "whole", out, 15);
   }
 }
 

@@ -378,6 +378,12 @@ TEST_CASE("CSML_NAN=1 names the op that made a NaN") {
     CHECK(error.find("gradient of op 'bad'") != std::string::npos);
     return;
   }
+  {
+    Fixture f;
+    const Var fine = scale(f.leaf({1}), INFINITY);  // nobody looks
+    const NanCheck check;
+    CHECK(error_of([&] { scale(fine, 2); }).find("result of op 'scale'") != std::string::npos);
+  }
   const pid_t child = ::fork();
   REQUIRE(child >= 0);
   if (child == 0) {
