@@ -40,6 +40,12 @@
 #include "kernels/cuda/device.cuh"
 #endif
 
+#ifdef __CUDACC__  // before a loop whose index picks registers
+#define CSML_UNROLL _Pragma("unroll")
+#else
+#define CSML_UNROLL
+#endif
+
 namespace csml::cuda {
 
 template <class T>
