@@ -271,6 +271,7 @@ template <class... Params>
 void launch(Context& context, const Launch& how, void (*kernel)(Params...), std::type_identity_t<Params>... args) {
   check_launch(how);
   if (how.grid.x == 0 || how.grid.y == 0 || how.grid.z == 0) return;
+  Executor::get().launches().note(reinterpret_cast<const void*>(kernel), how);
   Executor::get().run(how, [&] { kernel(args...); });
   context.count_launch();
 }
