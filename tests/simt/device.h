@@ -149,7 +149,7 @@ struct Shared {
 template <class T>
 Shared<T> static_shared(const char* name, int count, const void* key) {
   static_assert(std::is_trivially_copyable_v<T>);
-  return {Executor::get().shared().static_array(key, name, count, sizeof(T), alignof(T))};
+  return {Executor::get().shared().static_array(key, name, count, sizeof(T), 16)};
 }
 template <class T>
 Shared<T> dynamic_shared(const char* name, int byte_offset, int count) {
