@@ -34,7 +34,8 @@ struct Options {
   std::vector<int64_t> knn;
   int batch = 0, workers = 0;
   double buckets = 0;  // MiB; 0: no --buckets
-  bool cifar = false;
+  bool cifar = false, floors = false;
+  std::string dtype = "bf16";
 };
 
 /// One supervised step of a ResNet: forward, cross entropy, backward, SGD with momentum, running statistics.
@@ -296,6 +297,14 @@ int run(const Options& o) {
   if (o.buckets > 0 && !o.step.starts_with("resnet"))
     throw UsageError("--buckets goes with --step resnet50, resnet18 or resnet18_cifar");
   start(o.common);
+  if (o.floors) {
+    if (o.op.empty()) throw UsageError("--floors belongs to --op NAME");
+    const DType type = o.dtype == "f32" ? DType::f32 : o.dtype == "f16" ? DType::f16 : DType::bf16;
+    nlohmann::json json = bench_floors(o.op, o.cifar, o.batch ? o.batch : 256, type);
+    json["task"] = "bench";
+    answer(o.common, json, floors_table(json));
+    return 0;
+  }
   const auto device = Device::open(o.device);
   nlohmann::json json;
   if (!o.op.empty()) {
@@ -375,6 +384,13 @@ Command bench_command(CLI::App& app) {
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
   app.add_flag("--cifar", o->cifar, "--op in the shapes of ResNet-18 at 32 px instead of ResNet-50 at 224 px");
+  app.add_flag("--floors", o->floors,
+               "--op without running it: bytes, FLOPs and the least time on an H100 and an A100 (batch 256 unless "
+               "--batch), as a Markdown table");
+  app.add_option("--dtype", o->dtype, "Activations of --floors: f32 | bf16 | f16")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->type_name("NAME")
+      ->capture_default_str();
   app.add_option("--workers", o->workers, "Loader threads of --loader; 0: the calling thread decodes")
       ->check(CLI::Range(0, 1024))
       ->type_name("N")
@@ -396,6 +412,7 @@ Command bench_command(CLI::App& app) {
   app.footer(
       "Examples: csml bench --step resnet50 --batch 16 --threads 2\n"
       "          csml bench --op conv2d --cifar --batch 64\n"
+      "          csml bench --op all --floors\n"
       "          csml bench --loader folder:DIR --workers 1\n"
       "          csml bench --knn 50000,10000,2048,200 --windows 1 --warmup 1");
   return [o] { return run(*o); };

@@ -30,4 +30,11 @@ Timing measure(const BenchOptions& options, Device& device, const std::function<
 nlohmann::json bench_kernels(Device& device, const std::string& op, bool cifar, int64_t batch,
                              const BenchOptions& options);
 
+/// For the same cases with activations in `type`: bytes, FLOPs and the time below which no card can come whose peaks
+/// are published: {"case": "floors", "batch", "dtype", "floors": [{"op", "detail", "bytes", "flops", "cards": {NAME:
+/// {"us", "bound"}}}]}. Needs no card.
+nlohmann::json bench_floors(const std::string& op, bool cifar, int64_t batch, DType type);
+/// As a table in Markdown.
+std::string floors_table(const nlohmann::json& json);
+
 }  // namespace csml

@@ -1,5 +1,7 @@
-// csml bench --op: the timing cases of the kernel table (tests/op_cases.h) against the roofline of this machine.
+// csml bench --op: the timing cases of the kernel table (tests/op_cases.h) against the roofline of this machine, or
+// what the published rooflines of cards allow.
 #include <algorithm>
+#include <array>
 #include <set>
 
 #include "apps/bench.h"
@@ -18,6 +20,33 @@ struct Roofline {
     return std::max(bytes / bytes_per_second, flops / flops_per_second);
   }
 };
+
+/// Peaks of a card as its data sheet has them. `matrix`: dense products of 16-bit factors with sums in f32; `plain`:
+/// everything else, in f32.
+struct Card {
+  const char* name;
+  Roofline matrix, plain;
+};
+constexpr std::array<Card, 2> kCards = {{{"H100", {3.35e12, 989e12}, {3.35e12, 67e12}},        // SXM, 80 GB of HBM3
+                                         {"A100", {2.039e12, 312e12}, {2.039e12, 19.5e12}}}};  // SXM, 80 GB of HBM2e
+
+bool uses_matrix_units(const std::string& op) {
+  return op.starts_with("conv2d") || op == "matmul" || op == "info_nce" || op == "top_k";
+}
+
+/// The timing cases of one op, or of "all".
+std::vector<test::OpCase> cases_of(const std::string& op, bool cifar, int64_t batch) {
+  std::vector<test::OpCase> cases = test::bench_cases(cifar, batch);
+  std::set<std::string> names;
+  for (const test::OpCase& op_case : cases) names.insert(op_case.op);
+  if (op != "all" && !names.contains(op)) {
+    const std::string near = nearest_word(op, {names.begin(), names.end()});
+    throw UsageError(cat("--op {}: no such op; {}", op,
+                         near.empty() ? cat("known are {}", fmt::join(names, ", ")) : cat("did you mean {}?", near)));
+  }
+  if (op != "all") std::erase_if(cases, [&](const test::OpCase& op_case) { return op_case.op != op; });
+  return cases;
+}
 
 Roofline measure_roofline(Device& device, const BenchOptions& options) {
   const NoGrad no_grad;
@@ -63,15 +92,7 @@ nlohmann::json time_case(Device& device, const test::OpCase& op_case, const Roof
 
 nlohmann::json bench_kernels(Device& device, const std::string& op, bool cifar, int64_t batch,
                              const BenchOptions& options) {
-  std::vector<test::OpCase> cases = test::bench_cases(cifar, batch);
-  std::set<std::string> names;
-  for (const test::OpCase& op_case : cases) names.insert(op_case.op);
-  if (op != "all" && !names.contains(op)) {
-    const std::string near = nearest_word(op, {names.begin(), names.end()});
-    throw UsageError(cat("--op {}: no such op; {}", op,
-                         near.empty() ? cat("known are {}", fmt::join(names, ", ")) : cat("did you mean {}?", near)));
-  }
-  if (op != "all") std::erase_if(cases, [&](const test::OpCase& op_case) { return op_case.op != op; });
+  const std::vector<test::OpCase> cases = cases_of(op, cifar, batch);
   const Roofline roofline = measure_roofline(device, options);
   nlohmann::json ops = nlohmann::json::array();
   Progress progress("bench", static_cast<int64_t>(cases.size()), "cases");
@@ -86,6 +107,44 @@ nlohmann::json bench_kernels(Device& device, const std::string& op, bool cifar, 
           {"bandwidth_gb_s", roofline.bytes_per_second * 1e-9},
           {"peak_gflop_s", roofline.flops_per_second * 1e-9},
           {"ops", std::move(ops)}};
+}
+
+nlohmann::json bench_floors(const std::string& op, bool cifar, int64_t batch, DType type) {
+  nlohmann::json ops = nlohmann::json::array();
+  for (const test::OpCase& in_f32 : cases_of(op, cifar, batch)) {
+    const test::OpCase op_case = test::in_type(in_f32, type, true).value_or(in_f32);
+    const bool matrix = uses_matrix_units(op_case.op) && size_of(type) == 2;
+    const double bytes = op_case.bytes();
+    nlohmann::json row = {
+        {"op", op_case.op}, {"detail", in_f32.detail}, {"bytes", bytes}, {"flops", op_case.flops}, {"cards", {}}};
+    for (const Card& card : kCards) {
+      const Roofline& roofline = matrix ? card.matrix : card.plain;
+      const bool memory = bytes / roofline.bytes_per_second >= op_case.flops / roofline.flops_per_second;
+      row["cards"][card.name] = {{"us", 1e6 * roofline.seconds(bytes, op_case.flops)},
+                                 {"bound", memory ? "bytes" : "FLOPs"}};
+    }
+    ops.push_back(std::move(row));
+  }
+  return {{"case", "floors"}, {"batch", batch}, {"dtype", name_of(type)}, {"floors", std::move(ops)}};
+}
+
+std::string floors_table(const nlohmann::json& json) {
+  std::string head = "| call | shape | MB | GFLOP |", line = "| --- | --- | ---: | ---: |";
+  for (const Card& card : kCards) {
+    head += cat(" {}, us | bound by |", card.name);
+    line += " ---: | --- |";
+  }
+  std::string text = head + "\n" + line + "\n";
+  for (const nlohmann::json& row : json["floors"]) {
+    text += cat("| `{}` | {} | {:.4g} | {:.4g} |", row["op"].get<std::string>(), row["detail"].get<std::string>(),
+                1e-6 * row["bytes"].get<double>(), 1e-9 * row["flops"].get<double>());
+    for (const Card& card : kCards) {
+      const nlohmann::json& floor = row["cards"][card.name];
+      text += cat(" {:.3g} | {} |", floor["us"].get<double>(), floor["bound"].get<std::string>());
+    }
+    text += "\n";
+  }
+  return text;
 }
 
 }  // namespace csml

@@ -427,6 +427,17 @@ class CliTest(unittest.TestCase):
         self.fails(2, "--buckets goes with --step resnet50", "bench", "--step", "moco", "--buckets", 8)
         self.assertEqual((step["case"], step["batch"]), ("resnet18_cifar", 2))
 
+    def test_floors(self):
+        floors = self.answers("bench", "--op", "l2_normalize", "--floors", "--dtype", "f32")["floors"]
+        self.assertEqual([(f["bytes"], f["flops"] > 0) for f in floors], [(256 * (2 * 128 + 1) * 4, True)])
+        us = floors[0]["cards"]["H100"]
+        self.assertEqual(us["bound"], "bytes")
+        self.assertAlmostEqual(us["us"], floors[0]["bytes"] / 3.35e6, places=6)
+        self.fails(2, "--floors belongs to --op", "bench", "--step", "resnet18", "--floors")
+        page = pathlib.Path(__file__).parent.parent / "docs" / "kernels.md"
+        table = csml("bench", "--op", "all", "--floors").stdout
+        self.assertIn(table, page.read_text(), f"{page}: paste what csml bench --op all --floors prints")
+
     def test_full_standard_output(self):
         if not os.path.exists("/dev/full"):
             self.skipTest("no /dev/full")

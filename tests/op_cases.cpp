@@ -9,8 +9,11 @@ namespace csml::test {
 
 double OpCase::bytes() const {
   double total = 0;
-  for (const Arg& arg : args)
-    total += static_cast<double>(arg.shape.size()) * size_of(arg.dtype) * (arg.role == Role::in_out ? 2 : 1);
+  for (const Arg& arg : args) {
+    const auto found = crossings.find(arg.name);
+    const double times = found != crossings.end() ? found->second : arg.role == Role::in_out ? 2 : 1;
+    total += static_cast<double>(arg.shape.size()) * static_cast<double>(size_of(arg.dtype)) * times;
+  }
   return total;
 }
 

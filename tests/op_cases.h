@@ -3,6 +3,8 @@
 #pragma once
 
 #include <functional>
+#include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -50,13 +52,16 @@ struct OpCase {
   /// Makes inputs that follow from others (saved results of the forward call); may be empty.
   std::function<void(Arrays& in)> prepare{};
   double flops = 0;
+  /// How often an array crosses memory at the least, where it is not once (in_out: twice): more where a sum over more
+  /// than the caches hold comes before its use, less where a part of the array is used.
+  std::map<std::string, double> crossings{};
   /// Pairs (output, input) which the contract allows to share memory.
   std::vector<std::pair<std::string, std::string>> in_place{};
   /// The result is promised to be the same for every number of threads.
   bool same_for_any_threads = false;
 
   std::string name() const { return op + " " + detail; }
-  /// Bytes read and written if every array crosses memory once.
+  /// Bytes read and written if no array crosses memory more often than it must: the floor.
   double bytes() const;
   /// The values of all inputs and in_out arrays, rounded to their element types; the same on every machine.
   Arrays inputs(bool outliers) const;
@@ -67,6 +72,10 @@ const std::vector<OpCase>& op_cases();
 
 /// Cases for timing, in the shapes of ResNet-50 at 224x224, or with cifar of ResNet-18 at 32x32.
 std::vector<OpCase> bench_cases(bool cifar, int64_t batch);
+
+/// The case with its f32 activations in another type; nothing where it has none. libraries: also of convolution and
+/// matrix product.
+std::optional<OpCase> in_type(const OpCase& c, DType type, bool libraries = false);
 
 /// Every call of kernels/backend.h that computes something.
 const std::vector<std::string>& backend_calls();
@@ -83,6 +92,8 @@ void add_augment_cases(OpCases&);
 void add_view_cases(OpCases&);
 void add_norm_bench_cases(OpCases&, bool cifar, int64_t batch);
 void add_contrast_bench_cases(OpCases&, bool cifar, int64_t batch);
+void add_augment_bench_cases(OpCases&, bool cifar, int64_t batch);
+void add_view_bench_cases(OpCases&, bool cifar, int64_t batch);
 
 // ---- building blocks of a case --------------------------------------------------------------------------------------
 

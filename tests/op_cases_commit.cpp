@@ -183,6 +183,11 @@ OpCase augment_case(const Shape& s, const std::vector<ColorParams>& params, cons
                         reference::augment(in.at("images"), in.count("params") ? in.at("params") : Array(), mean, std);
                   },
               .same_for_any_threads = true};
+  const double pixels = static_cast<double>(s[1] * s[2]);
+  for (int64_t n = 0; n < s[0]; ++n) {  // about 100 a pixel, and two taps of each radius for three channels
+    const float sigma = params.empty() ? 0 : params[static_cast<size_t>(n) % params.size()].blur_sigma;
+    test.flops += pixels * (100 + (sigma > 0 ? 12.0 * (2 * std::ceil(3.0 * sigma) + 1) : 0));
+  }
   if (params.empty()) return test;
   std::vector<double> flat;
   for (int64_t n = 0; n < s[0]; ++n) {
@@ -296,6 +301,18 @@ void add_augment_cases(OpCases& cases) {
     cases.push_back(cut_mix_case(s, {1, 2, 4, 3}));
     cases.push_back(cut_mix_case(s, {2, 0, h, 1}));
   }
+}
+
+void add_augment_bench_cases(OpCases& cases, bool cifar, int64_t batch) {
+  const int64_t side = cifar ? 32 : 224;
+  const Shape images{batch, side, side, 3};
+  std::vector<ColorParams> views;
+  Random random = random_of("bench views");
+  for (int64_t n = 0; n < batch; ++n) views.push_back(drawn(random));
+  cases.push_back(augment_case(images, views, "views"));
+  const double quarter = static_cast<double>(side / 4), wide = static_cast<double>(side);
+  cases.push_back(cut_mix_case(images, {quarter, quarter, wide - quarter, wide - quarter}));
+  cases.back().crossings = {{"a", 0.75}, {"b", 0.25}};
 }
 
 }  // namespace csml::test

@@ -259,8 +259,12 @@ void add_norm_bench_cases(OpCases& cases, bool cifar, int64_t batch) {
     const int64_t side = (cifar ? 32 : 56) >> i, width = (cifar ? 64 : 256) << i;
     const Shape x{batch, side, side, width};
     for (const bool residual : {false, true}) {
+      // Statistics come before they are used: x is read twice, and so is the gradient (of a residual block: as
+      // dresidual).
       cases.push_back(forward_case({x, 1, true, residual}, true));
+      cases.back().crossings["x"] = 2;
       cases.push_back(grad_case({x, 1, true, residual}, residual, residual ? "xrgb" : "xgb"));
+      cases.back().crossings = {{"x", 2}, {residual ? "dresidual" : "dy", 2}};
     }
   }
   cases.push_back(l2_case({batch, 128}, normal(), ""));

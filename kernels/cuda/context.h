@@ -11,7 +11,7 @@ namespace csml::cuda {
 
 /// What a kernel found wrong in its data. The first one on a stream is kept, in memory that host and device both see.
 struct Failure {
-  enum What : int32_t { none = 0, gather_index = 1, label_range = 2, color_params = 3 };
+  enum What : int32_t { none = 0, gather_index = 1, label_range = 2, color_params = 3, window_corner = 4 };
   int32_t what = none;
   int32_t at = 0, value = 0, limit = 0;  // value[at] must lie in [0, limit)
 };
@@ -74,6 +74,9 @@ class Context {
     if (found.what == Failure::color_params)
       throw Error(cat("augment: image {} has jitter order {} (must be -1 or 0..{}) or a blur sigma outside [0, 1000]",
                       found.at, found.value, found.limit - 1));
+    if (found.what == Failure::window_corner)
+      throw Error(cat("gather_window: the window leaves the map: corner[{}, {}] = {} is outside [0, {})", found.at / 2,
+                      found.at % 2, found.value, found.limit));
     throw Error(found.what == Failure::gather_index
                     ? cat("gather: index[{}] = {} is outside the {} rows of x", found.at, found.value, found.limit)
                     : cat("cross_entropy: label {} of row {} is outside [0, {})", found.value, found.at, found.limit));

@@ -255,59 +255,84 @@ struct Positives {
   int count;
 };
 
-/// A warp to a query: joins its spans, adds the positives. terms [2 + positives, queries]: loss, similarity to each
+constexpr int kMergeWarps = 4;  // share the spans of a query: reads of G wait on memory, so several at once
+
+/// A block to a query: joins its spans, adds the positives. terms [2 + positives, queries]: loss, similarity to each
 /// positive, sum of q . n. With a_j = Z / (exp(s_j) + Z) = 1 - P_j the loss of a positive is -log(1 - a_j) and its
 /// gradient -a_j b_j plus a_j times the mean of the queue under its softmax: no exp(s_j) or Z on its own overflows.
-/// Bytes: reads statistics, G and the positives once, writes dquery: spans * B * D * 4, the floor.
-template <class T>
-KERNEL void info_nce_merge_kernel(const T* query, Positives<T> positives, const float* weights, const float* statistics,
-                                  const float* gradients, T* dquery, double* terms, int64_t queries, int64_t dim,
-                                  int spans, float temperature) {
-  const int64_t plane = spans * queries;
-  for (int64_t i = grid_thread() / kWarp; i < queries; i += grid_threads() / kWarp) {
-    float most = -kInfinity;
-    for (int s = lane(); s < spans; s += kWarp) most = max(most, statistics[s * queries + i]);
-    most = warp_max(most);
-    double sum = 0, products = 0;
-    for (int s = lane(); s < spans; s += kWarp) {
-      const int64_t at = s * queries + i;
-      sum += statistics[plane + at] * std::exp2(statistics[at] - most);
-      products += statistics[2 * plane + at];
+/// Bytes: reads statistics, G and the positives once, writes dquery: spans * B * D * 4, the floor, 8 MB for 64 spans of
+/// 256 queries of 128, which the second-level cache still holds.
+template <int N, class T>
+KERNEL_BOUNDS(kMergeWarps* kWarp, 4)
+void info_nce_merge_kernel(const T* query, Positives<T> positives, const float* weights, const float* statistics,
+                           const float* gradients, T* dquery, double* terms, int64_t queries, int64_t dim, int spans,
+                           float temperature) {
+  SHARED(float, repels, kMergeWarps* kWarp* N);
+  const int64_t i = block().x, plane = spans * queries;
+  float most = -kInfinity;  // the same in every warp from here to push
+  for (int s = lane(); s < spans; s += kWarp) most = max(most, statistics[s * queries + i]);
+  most = warp_max(most);
+  double sum = 0, products = 0;
+  for (int s = lane(); s < spans; s += kWarp) {
+    const int64_t at = s * queries + i;
+    sum += statistics[plane + at] * std::exp2(statistics[at] - most);
+    products += statistics[2 * plane + at];
+  }
+  sum = warp_sum(sum);
+  products = warp_sum(products);
+  const double log_sum = (most + std::log2(sum)) * 0.69314718055994531;
+  double loss = 0;
+  float pull[ConstViews::kMax], push = 0;
+  CSML_UNROLL
+  for (int j = 0; j < ConstViews::kMax; ++j) {
+    pull[j] = 0;
+    if (j >= positives.count) continue;
+    double similarity = 0;
+    for (int64_t d = lane() * N; d < dim; d += kWarp * N) {
+      const Pack<T, N> a = load_pack<N>(query + i * dim + d), b = load_pack<N>(positives.rows[j] + i * dim + d);
+      for (int e = 0; e < N; ++e) similarity += static_cast<double>(float(a[e])) * float(b[e]);
     }
-    sum = warp_sum(sum);
-    products = warp_sum(products);
-    const double log_sum = (most + std::log2(sum)) * 0.69314718055994531;
-    double loss = 0;
-    float pull[ConstViews::kMax], push = 0;
-    CSML_UNROLL
-    for (int j = 0; j < ConstViews::kMax; ++j) {
-      pull[j] = 0;
-      if (j >= positives.count) continue;
-      double similarity = 0;
-      for (int64_t d = lane(); d < dim; d += kWarp)
-        similarity += static_cast<double>(float(query[i * dim + d])) * float(positives.rows[j][i * dim + d]);
-      similarity = warp_sum(similarity);
-      const double gap = log_sum - similarity / temperature;
-      loss += weights[j] * (max(gap, 0.0) + std::log1p(std::exp(-std::fabs(gap))));
-      pull[j] = static_cast<float>(weights[j] / (1 + std::exp(-gap)));
-      push += pull[j];
-      if (lane() == 0) terms[(1 + j) * queries + i] = similarity;
-    }
-    if (lane() == 0) {
-      terms[i] = loss;
-      terms[(1 + positives.count) * queries + i] = products;
-    }
-    if (!dquery) continue;
-    const float scale = 1.f / (static_cast<float>(queries) * temperature), share = push / static_cast<float>(sum);
-    for (int64_t d = lane(); d < dim; d += kWarp) {
-      float attract = 0, repel = 0;
-      for (int s = 0; s < spans; ++s)
-        repel += std::exp2(statistics[s * queries + i] - most) * gradients[(s * queries + i) * dim + d];
+    similarity = warp_sum(similarity);
+    const double gap = log_sum - similarity / temperature;
+    loss += weights[j] * (max(gap, 0.0) + std::log1p(std::exp(-std::fabs(gap))));
+    pull[j] = static_cast<float>(weights[j] / (1 + std::exp(-gap)));
+    push += pull[j];
+    if (thread() == 0) terms[(1 + j) * queries + i] = similarity;
+  }
+  if (thread() == 0) {
+    terms[i] = loss;
+    terms[(1 + positives.count) * queries + i] = products;
+  }
+  if (!dquery) return;
+  const float scale = 1.f / (static_cast<float>(queries) * temperature), share = push / static_cast<float>(sum);
+  for (int64_t d0 = 0; d0 < dim; d0 += kWarp * N) {
+    const int64_t d = d0 + lane() * N;
+    float repel[N] = {};
+    if (d < dim)
+      for (int s = warp(); s < spans; s += kMergeWarps) {
+        const float weight = std::exp2(statistics[s * queries + i] - most);
+        const Pack<float, N> g = load_pack<N>(gradients + (s * queries + i) * dim + d);
+        for (int e = 0; e < N; ++e) repel[e] += weight * g[e];
+      }
+    for (int e = 0; e < N; ++e) repels[(e * kMergeWarps + warp()) * kWarp + lane()] = repel[e];
+    sync_block();
+    if (warp() == 0 && d < dim) {
+      Pack<T, N> out;
+      float attract[N] = {};
       CSML_UNROLL
-      for (int j = 0; j < ConstViews::kMax; ++j)
-        if (j < positives.count) attract += pull[j] * float(positives.rows[j][i * dim + d]);
-      dquery[i * dim + d] = T(scale * (share * repel - attract));
+      for (int j = 0; j < ConstViews::kMax; ++j) {
+        if (j >= positives.count) break;
+        const Pack<T, N> b = load_pack<N>(positives.rows[j] + i * dim + d);
+        for (int e = 0; e < N; ++e) attract[e] += pull[j] * float(b[e]);
+      }
+      for (int e = 0; e < N; ++e) {
+        float all = 0;
+        for (int w = 0; w < kMergeWarps; ++w) all += repels[(e * kMergeWarps + w) * kWarp + lane()];
+        out[e] = T(scale * (share * all - attract[e]));
+      }
+      store_pack(dquery + i * dim + d, out);
     }
+    sync_block();
   }
 }
 
@@ -358,9 +383,12 @@ void info_nce_as(Context& context, const Backend::InfoNce& args) {
   const int64_t span = ceil_div(ceil_div(length, wanted), kTileRows) * kTileRows, spans = ceil_div(length, span);
   const int64_t gradients = args.dquery ? spans * batch * dim : 0;
   const int positives = args.positives.count;
-  double* terms = context.scratch<double>((positives + 2) * batch + ceil_div(3 * spans * batch + gradients, 2));
-  float* statistics = reinterpret_cast<float*>(terms + (positives + 2) * batch);
-  float* gradient = args.dquery ? statistics + 3 * spans * batch : nullptr;
+  // Each part begins at a multiple of 16 bytes.
+  const int64_t terms_size = ceil_div((positives + 2) * batch, 2) * 2,
+                statistics_size = ceil_div(3 * spans * batch, 4) * 4;
+  double* terms = context.scratch<double>(terms_size + ceil_div(statistics_size + gradients, 2));
+  float* statistics = reinterpret_cast<float*>(terms + terms_size);
+  float* gradient = args.dquery ? statistics + statistics_size : nullptr;
 
   const T* query = args.query.as<T>();
   stream_queue<T>(context,
@@ -372,8 +400,11 @@ void info_nce_as(Context& context, const Backend::InfoNce& args) {
   for (int j = 0; j < positives; ++j) rows.rows[j] = args.positives[j].as<T>();
   const float* weights = args.weights.as<float>();
   const auto wanted_f32 = [](const View& v) { return v ? v.as<float>() : nullptr; };
-  launch(context, {.name = "info_nce merge", .grid = grid_for(context, batch * kWarp, 64), .threads = 64},
-         info_nce_merge_kernel<T>, query, rows, weights, statistics, gradient,
+  constexpr int N = 4;
+  bool wide = dim % N == 0 && aligned(query, N * sizeof(T)) && aligned(args.dquery.data, N * sizeof(T));
+  for (int j = 0; j < positives; ++j) wide = wide && aligned(rows.rows[j], N * sizeof(T));
+  launch(context, {.name = "info_nce merge", .grid = {batch}, .threads = kMergeWarps * kWarp},
+         wide ? info_nce_merge_kernel<N, T> : info_nce_merge_kernel<1, T>, query, rows, weights, statistics, gradient,
          args.dquery ? args.dquery.as<T>() : nullptr, terms, batch, dim, static_cast<int>(spans), args.temperature);
   launch(context, {.name = "info_nce mean"}, info_nce_mean_kernel, terms, args.loss.as<float>(),
          wanted_f32(args.positive_similarity), wanted_f32(args.negative_similarity), batch, positives, length);

@@ -12,8 +12,8 @@
 #define KERNEL __global__
 #define KERNEL_BOUNDS(threads, blocks) __global__ __launch_bounds__(threads, blocks)
 #define DEVICE __device__ __forceinline__
-#define SHARED(type, name, count)         \
-  __shared__ type name##_storage_[count]; \
+#define SHARED(type, name, count)                       \
+  __shared__ __align__(16) type name##_storage_[count]; \
   const ::csml::cuda::Shared<type> name { name##_storage_ }
 
 namespace csml::cuda {

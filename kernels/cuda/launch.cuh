@@ -8,7 +8,8 @@
 //   shuffle(v, lane), shuffle_xor, shuffle_up, shuffle_down         4- and 8-byte values
 //   warp_ballot(yes), warp_any, warp_all                            like shuffles for whole warps; they do not order
 //                                                                   memory: sync_warp() does
-//   SHARED(type, name, count)                                       a static shared array, a Shared<type> called name
+//   SHARED(type, name, count)                                       a static shared array, a Shared<type> called name,
+//       aligned to 16 bytes
 //   dynamic_shared<T>(name, byte_offset, count)                     a part of the launch's shared_bytes
 //   Shared<T>: s[i] (write `T x = s[i]`, not auto), s.slice(begin, count)
 //   load_pack<N>(pointer), store_pack(pointer, pack), load_pack<N>(shared, i), store_pack(shared, i, pack)
@@ -38,6 +39,12 @@
 #include CSML_SIMT
 #else
 #include "kernels/cuda/device.cuh"
+#endif
+
+#ifdef __CUDACC__  // before a loop whose index picks registers
+#define CSML_UNROLL _Pragma("unroll")
+#else
+#define CSML_UNROLL
 #endif
 
 namespace csml::cuda {

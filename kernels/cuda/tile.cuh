@@ -4,12 +4,6 @@
 
 #include "kernels/cuda/launch.cuh"
 
-#ifdef __CUDACC__
-#define CSML_UNROLL _Pragma("unroll")
-#else
-#define CSML_UNROLL
-#endif
-
 namespace csml::cuda {
 
 constexpr int kTileRows = 64;

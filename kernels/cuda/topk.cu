@@ -161,32 +161,39 @@ DEVICE Lists<R> lists_at(int offset) {
 
 // ---- tiles of a span ------------------------------------------------------------------------------------------------
 
-/// Runs multiply(buffer, depth) over the chunks of every tile of a block's span, double-buffered, and after each tile
-/// use(first, end). Tiles are a block's 64 queries by 64 bank rows.
-template <int kDepth, int kStride, class S, class T, class Multiply, class Use>
+/// Runs multiply(chunk of the columns, queries, bank rows, depth) over the chunks of every tile of a block's span,
+/// double-buffered, and after each tile use(first, end). Tiles are a block's 64 queries by 64 bank rows. kResident: the
+/// queries' columns that stay in shared memory, all of them; 0: they pass through it chunk by chunk with the bank.
+/// Shared memory: two chunks of the bank, then the queries.
+template <int kDepth, int kStride, int kResident, class S, class T, class Multiply, class Use>
 DEVICE void stream(const Search<T>& search, const Shared<S>& stages, int64_t query0, Multiply multiply, Use use) {
-  constexpr int kChunk = kTileRows * kStride;
+  constexpr int kChunk = kTileRows * kStride, kQueries = kTileRows * (kResident + kStride - kDepth);
   const int64_t first = block().y * search.span, end = min(first + search.span, search.bank.end);
   const int chunks = static_cast<int>(ceil_div(search.bank.dim, kDepth));
   const int64_t total = ceil_div(end - first, kTileRows) * chunks;
   const Rows<T> bank = search.bank.until(end);
+  const auto queries_at = [&](int64_t i) {
+    return kResident > 0 ? stages.slice(2 * kChunk, kQueries)
+                         : stages.slice((2 + static_cast<int>(i % 2)) * kChunk, kChunk);
+  };
+  const auto bank_at = [&](int64_t i) { return stages.slice(static_cast<int>(i % 2) * kChunk, kChunk); };
   const auto stage = [&](int64_t i) {
-    const int buffer = static_cast<int>(i % 2) * 2 * kChunk;
     const int64_t column = i % chunks * kDepth;
-    stage_rows<kTileRows, kDepth, kStride>(stages.slice(buffer, kChunk), search.queries, query0, column);
-    stage_rows<kTileRows, kDepth, kStride>(stages.slice(buffer + kChunk, kChunk), bank, first + i / chunks * kTileRows,
-                                           column);
+    if (kResident == 0) stage_rows<kTileRows, kDepth, kStride>(queries_at(i), search.queries, query0, column);
+    stage_rows<kTileRows, kDepth, kStride>(bank_at(i), bank, first + i / chunks * kTileRows, column);
     copy_commit();
   };
+  if constexpr (kResident > 0)
+    stage_rows<kTileRows, kResident, kResident + kStride - kDepth>(queries_at(0), search.queries, query0, 0);
   if (total > 0) stage(0);
   for (int64_t i = 0; i < total; ++i) {
     copy_wait();
     sync_block();  // chunk i has arrived for all, and nobody reads the other buffer any more
     if (i + 1 < total) stage(i + 1);
-    const int buffer = static_cast<int>(i % 2) * 2 * kChunk;
-    multiply(stages.slice(buffer, kChunk), stages.slice(buffer + kChunk, kChunk),
-             static_cast<int>(min(int64_t{kDepth}, search.bank.dim - i % chunks * kDepth)));
-    if (i % chunks == chunks - 1) use(first + i / chunks * kTileRows, end);
+    const int chunk = static_cast<int>(i % chunks);
+    multiply(chunk, queries_at(i), bank_at(i),
+             static_cast<int>(min(int64_t{kDepth}, search.bank.dim - chunk * kDepth)));
+    if (chunk == chunks - 1) use(first + i / chunks * kTileRows, end);
   }
   sync_block();
 }
@@ -203,9 +210,9 @@ void top_k_float_kernel(Search<float> search) {
   const int64_t query0 = block().x * int64_t{kTileRows};
   lists.start(search.queries.end - query0);
   FloatTile tile;
-  stream<FloatTile::kDepth, FloatTile::kStride>(
+  stream<FloatTile::kDepth, FloatTile::kStride, 0>(
       search, stages, query0,
-      [&](const Shared<float>& a, const Shared<float>& b, int depth) { tile.multiply(a, b, depth); },
+      [&](int, const Shared<float>& a, const Shared<float>& b, int depth) { tile.multiply(a, b, depth); },
       [&](int64_t first, int64_t end) {
         bool any = false;
         for (int i = 0; i < 4; ++i) {
@@ -225,22 +232,31 @@ void top_k_float_kernel(Search<float> search) {
   lists.finish(search, query0);
 }
 
+/// Columns of the 16-bit kernel's queries that stay in shared memory: rows of up to that many. The bank's tiles then
+/// are all that a block reads.
+constexpr int kResidentColumns = 128;
+constexpr int kHalfDepth = 64, kHalfStride = kHalfDepth + 8;
+CSML_HD constexpr int kHalfStages(bool resident) {
+  return 2 * kTileRows * (kHalfStride + (resident ? (kResidentColumns + 8) / 2 : kHalfStride));
+}
+
 /// The same for bf16 and f16: 4 warps with 16 queries each.
-template <int R, class T>
+template <int R, bool kIsResident, class T>
 KERNEL_BOUNDS(128, 2)
 void top_k_half_kernel(Search<T> search) {
-  constexpr int kDepth = 64, kStride = kDepth + 8, kStages = 4 * kTileRows * kStride;
+  constexpr int kDepth = kHalfDepth, kStride = kHalfStride, kStages = kHalfStages(kIsResident);
+  constexpr int kResident = kIsResident ? kResidentColumns : 0, kQueryStride = kIsResident ? kResident + 8 : kStride;
   const auto stages = dynamic_shared<T>("stages", 0, kStages);
   const Lists<R> lists = lists_at<R>(kStages * 2);
   const int64_t query0 = block().x * int64_t{kTileRows};
   const int row = warp() * 16, g = lane() / 4, t = lane() % 4;
   lists.start(search.queries.end - query0);
   FragmentD s[kTileRows / 8] = {};
-  stream<kDepth, kStride>(
+  stream<kDepth, kStride, kResident>(
       search, stages, query0,
-      [&](const Shared<T>& a, const Shared<T>& b, int depth) {
+      [&](int chunk, const Shared<T>& a, const Shared<T>& b, int depth) {
         for (int k = 0; k < depth; k += 16) {
-          const FragmentA<T> x = load_a(a, kStride, row, k);
+          const FragmentA<T> x = load_a(a, kQueryStride, row, kIsResident ? chunk * kDepth + k : k);
           CSML_UNROLL
           for (int j = 0; j < kTileRows / 8; j += 2) {
             FragmentB<T> y[2];
@@ -267,29 +283,47 @@ void top_k_half_kernel(Search<T> search) {
   lists.finish(search, query0);
 }
 
-/// The lists of all spans become ranks [done, done + 32 R) of the result; a warp to a query. bound[query]: the last
-/// key.
+constexpr int kMergeWarps = 4, kStaged = 32;  // lists of a query that are read together: reads wait on memory
+
+/// The lists of all spans become ranks [done, done + 32 R) of the result; a block to a query, its warps share the lists
+/// and the first joins theirs. bound[query]: the last key. Bytes: reads the lists, 256 R for each span and query.
 template <int R>
-KERNEL void top_k_merge_kernel(const Key* found, Key* bound, float* scores, int32_t* index, int64_t queries, int spans,
-                               int done, int k) {
-  for (int64_t query = grid_thread() / kWarp; query < queries; query += grid_threads() / kWarp) {
-    Best<R> best;
-    for (int j = 0; j < R; ++j) best.v[j] = found[(query * R + j) * kWarp + lane()];
-    for (int span = 1; span < spans; ++span)
-      for (int j = 0; j < R; ++j) {
-        const Key key = found[((span * queries + query) * R + j) * kWarp + lane()];
-        best.insert_all(key, key > best.at(R * kWarp - 1));
-      }
+KERNEL_BOUNDS(kMergeWarps* kWarp, 4)
+void top_k_merge_kernel(const Key* found, Key* bound, float* scores, int32_t* index, int64_t queries, int spans,
+                        int done, int k) {
+  constexpr int kSize = R * kWarp;  // of a list
+  SHARED(Key, lists, kStaged * kSize);
+  const int64_t query = block().x;
+  Best<R> best{};
+  const auto insert = [&](int list) {
     for (int j = 0; j < R; ++j) {
-      const int rank = done + j * kWarp + lane();
-      if (rank < k) {
-        scores[query * k + rank] = score_of(best.v[j]);
-        index[query * k + rank] = index_of(best.v[j]);
-      }
+      const Key key = lists[list * kSize + j * kWarp + lane()];
+      best.insert_all(key, key > best.at(kSize - 1));
     }
-    const Key last = best.at(R * kWarp - 1);
-    if (lane() == 0) bound[query] = last;
+  };
+  for (int first = 0; first < spans; first += kStaged) {
+    CSML_UNROLL
+    for (int i = 0; i < kStaged * kSize; i += kMergeWarps * kWarp) {
+      const int at = i + thread(), span = first + at / kSize;
+      lists[at] = span < spans ? found[(span * queries + query) * kSize + at % kSize] : 0;
+    }
+    sync_block();
+    for (int list = warp(); list < kStaged && first + list < spans; list += kMergeWarps) insert(list);
+    sync_block();
   }
+  for (int j = 0; j < R; ++j) lists[(warp() * R + j) * kWarp + lane()] = best.v[j];
+  sync_block();
+  if (warp() != 0) return;
+  for (int list = 1; list < kMergeWarps; ++list) insert(list);
+  for (int j = 0; j < R; ++j) {
+    const int rank = done + j * kWarp + lane();
+    if (rank < k) {
+      scores[query * k + rank] = score_of(best.v[j]);
+      index[query * k + rank] = index_of(best.v[j]);
+    }
+  }
+  const Key last = best.at(kSize - 1);
+  if (lane() == 0) bound[query] = last;
 }
 
 template <int R, class T>
@@ -311,20 +345,22 @@ void search_bank(Context& context, const Backend::TopK& args) {
                            span,
                            min(args.k - done, R * kWarp)};
     const Grid grid{tiles, spans};
-    if constexpr (std::is_same_v<T, float>)
+    if constexpr (std::is_same_v<T, float>) {
       launch(context,
              {.name = "top_k",
               .grid = grid,
               .threads = FloatTile::kThreads,
               .shared_bytes = 4 * kTileRows * FloatTile::kStride * 4 + kListBytes(R)},
              top_k_float_kernel<R>, search);
-    else
-      launch(context,
-             {.name = "top_k", .grid = grid, .threads = 128, .shared_bytes = 4 * kTileRows * 72 * 2 + kListBytes(R)},
-             top_k_half_kernel<R, T>, search);
-    launch(context, {.name = "top_k merge", .grid = grid_for(context, queries * kWarp, 128), .threads = 128},
-           top_k_merge_kernel<R>, found, bound, args.scores.as<float>(), args.index.as<int32_t>(), queries,
-           static_cast<int>(spans), done, args.k);
+    } else {
+      const bool resident = dim <= kResidentColumns;
+      const size_t shared = static_cast<size_t>(kHalfStages(resident)) * sizeof(T) + kListBytes(R);
+      launch(context, {.name = "top_k", .grid = grid, .threads = 128, .shared_bytes = shared},
+             resident ? top_k_half_kernel<R, true, T> : top_k_half_kernel<R, false, T>, search);
+    }
+    launch(context, {.name = "top_k merge", .grid = {queries}, .threads = kMergeWarps * kWarp}, top_k_merge_kernel<R>,
+           found, bound, args.scores.as<float>(), args.index.as<int32_t>(), queries, static_cast<int>(spans), done,
+           args.k);
   }
 }
 

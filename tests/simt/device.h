@@ -149,7 +149,7 @@ struct Shared {
 template <class T>
 Shared<T> static_shared(const char* name, int count, const void* key) {
   static_assert(std::is_trivially_copyable_v<T>);
-  return {Executor::get().shared().static_array(key, name, count, sizeof(T), alignof(T))};
+  return {Executor::get().shared().static_array(key, name, count, sizeof(T), 16)};
 }
 template <class T>
 Shared<T> dynamic_shared(const char* name, int byte_offset, int count) {
@@ -271,6 +271,7 @@ template <class... Params>
 void launch(Context& context, const Launch& how, void (*kernel)(Params...), std::type_identity_t<Params>... args) {
   check_launch(how);
   if (how.grid.x == 0 || how.grid.y == 0 || how.grid.z == 0) return;
+  Executor::get().launches().note(reinterpret_cast<const void*>(kernel), how);
   Executor::get().run(how, [&] { kernel(args...); });
   context.count_launch();
 }

@@ -18,6 +18,7 @@
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/values.h"
 #include "tests/simt/fiber.h"
+#include "tests/simt/launch_log.h"
 #include "tests/simt/shared_memory.h"
 
 namespace csml::simt {
@@ -55,6 +56,7 @@ class Executor {
 
   /// Runs a kernel's body once for every thread of the launch.
   void run(const Launch& how, const std::function<void()>& body);
+  LaunchLog& launches() { return launches_; }
   void set_seed(uint64_t seed) { random_ = seed * 0x9E3779B97F4A7C15u + 1; }
 
   // ---- for kernels, through tests/simt/device.h ---------------------------------------------------------------------
@@ -105,6 +107,7 @@ class Executor {
   const Launch* launch_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   Index block_{};
+  LaunchLog launches_;
   uint64_t random_ = 0;
   SharedMemory shared_;
   std::vector<Thread> threads_;
