@@ -233,7 +233,7 @@ Command pretrain_command(CLI::App& app, const std::vector<std::string>& argument
       "SIGTERM, SIGINT and SIGUSR1 end the step, write a checkpoint and exit with 75; the same command goes on.\n"
       "Several processes: mpirun -np 4 csml pretrain … (or srun --mpi=pmix), same flags; --batch-size stays that of "
       "all\n"
-      "together, and a batch-norm group must lie inside one process. A process that waits\n"
+      "together, and a batch-norm group must lie inside one process (or method.bn_sync=true). A process that waits\n"
       "for another longer than comm.timeout_seconds says so and exits with 70.\n"
       "CSML_TIMELINE=FILE writes when operations and reductions ran (docs/cluster.md).");
   return [o] { return run(*o); };

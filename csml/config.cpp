@@ -59,6 +59,7 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"method.temperature", &c.method.temperature, "of the contrastive loss"},
       {"method.queue", &c.method.queue, "keys in the queue"},
       {"method.bn_group_size", &c.method.bn_group_size, "images per batch-norm group; 0: the whole batch"},
+      {"method.bn_sync", &c.method.bn_sync, "a batch-norm group may span processes, which exchange its statistics"},
       {"method.shuffle", &c.method.shuffle, "permute the key batch over the groups"},
       {"method.shuffle_span", &c.method.shuffle_span, "images inside which it is permuted; 0: the whole global batch"},
       {"method.neighbors", &c.method.neighbors, "csml: nearest neighbours a cross-sample is drawn from"},

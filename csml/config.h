@@ -42,6 +42,7 @@ struct MethodConfig {
   double temperature = 0.2;
   int64_t queue = 65536;
   int bn_group_size = 32;  // images per batch-norm group; 0: the whole batch
+  bool bn_sync = false;    // a batch-norm group may span processes, which then exchange its statistics
   bool shuffle = true;     // permute the key batch over the groups
   int shuffle_span = 0;    // images inside which it is permuted; 0: the whole global batch
   // CsMl:

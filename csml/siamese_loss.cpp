@@ -18,8 +18,11 @@ Tensor Siamese::images(int slot) {
 
 Forward Siamese::forward_of(Encoder& encoder, Encoder::Range range, int64_t n, std::vector<Statistics>& list,
                             bool keep) {
-  const int64_t group = config_.method.bn_group_size > 0 ? config_.method.bn_group_size : n;
-  Forward forward{.training = true, .groups = static_cast<int>(n / group), .statistics = {}};
+  const int ranks = layout_.group_ranks;
+  Forward forward{.training = true,
+                  .groups = ranks > 1 ? 1 : static_cast<int>(n / layout_.group),
+                  .span = {.comm = &comm_, .first = comm_.rank() / ranks * ranks, .count = ranks},
+                  .statistics = {}};
   if (!keep || range.count == 0) return forward;
   forward.statistics = Tensor::full(device_, encoder.params().buffers().shape(), 0.f);  // the gaps stay zero
   list.push_back({forward.statistics.span(range.first, {range.count}), range});

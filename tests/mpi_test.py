@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whole pretraining runs of several processes under mpirun, beside the same run of one process.
 
-usage: mpi_test.py CSML CASE     CASE: equal | wide | resume | faults | bases | timeline | kit
+usage: mpi_test.py CSML CASE     CASE: equal | wide | resume | faults | bases | sync | timeline | kit
 Exits with 77 (skipped) where mpirun is absent or csml was built without MPI."""
 import array
 import json
@@ -308,6 +308,17 @@ def case_bases():
     process, as two directions ask."""
     for method in ("simclr", "mocov3", "byol"):
         one_step(method, method__shuffle_span=4)
+
+
+def case_sync():
+    """Batch-norm groups that span processes: of all of them, and of two of four."""
+    for method, group in (("moco", 0), ("csml", 8), ("simclr", 0)):
+        settings = {"method.bn_sync": "true", "method.bn_group_size": group}
+        if method == "simclr":
+            settings["method.shuffle_span"] = 4
+        one_step(method, **settings)
+    _, errors = run(2, "odd", "moco", expect=2, batch=24, method__bn_sync="true", method__bn_group_size=8)
+    check("whole processes' shares" in errors, f"a group across one and a half processes: {errors[-500:]}")
 
 
 def case_timeline():
