@@ -124,6 +124,12 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
   options.init_from = o.init_from;
   options.stop = &stop_asked;
   if (comm.rank() == 0) prepare_folder(o, resolved, device, comm, train, options);
+  const Config& config = resolved.config;
+  log_info(
+      cat("learning rate {:.4g} = schedule.lr {:.4g} x {} images a step / 256 ({} process{} x {} part{} x {} images)",
+          config.schedule.base_lr, config.lr_per_256, config.train.batch_size, comm.size(),
+          comm.size() == 1 ? "" : "es", config.train.accumulate, config.train.accumulate == 1 ? "" : "s",
+          config.train.batch_size / comm.size() / config.train.accumulate));
   const RunResult result = pretrain(device, comm, resolved.config, options);
   if (comm.rank() == 0)
     answer(o.common, result_json(o, resolved.config, result),

@@ -1,5 +1,7 @@
 #include "csml/batch_layout.h"
 
+#include <algorithm>
+
 namespace csml {
 
 BatchLayout batch_layout(const Config& config, const Comm& comm) {
@@ -21,6 +23,13 @@ BatchLayout batch_layout(const Config& config, const Comm& comm) {
             l.group, config.method.bn_sync ? " or be whole processes' shares" : "", size, l.local, l.global,
             l.global / l.group, config.method.bn_group_size,
             config.method.bn_sync ? "" : ", or let groups span processes: method.bn_sync=true"));
+  l.parts = config.train.accumulate;
+  l.part = l.local / l.parts;
+  if (l.part * l.parts != l.local || (l.parts > 1 && l.part % l.group != 0))
+    throw UsageError(cat(
+        "train.accumulate = {} cuts a process's {} images into parts of {}, which must be whole batch-norm groups of "
+        "{} images: at most {} parts",
+        l.parts, l.local, l.part, l.group, std::max<int64_t>(1, l.local / l.group)));
   if (spans) l.group_ranks = static_cast<int>(l.group / l.local);
   l.loader_shuffles = config.method.shuffle && l.local % l.span != 0;
   return l;

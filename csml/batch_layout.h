@@ -10,6 +10,8 @@ namespace csml {
 /// contiguous rows [first, first + local) of it: whole groups or, with method.bn_sync, an equal part of one.
 struct BatchLayout {
   int64_t global = 0, local = 0, first = 0;
+  int64_t part = 0;  // rows of one forward: local / train.accumulate, whole groups
+  int parts = 1;
   int64_t group = 0;    // images of a batch-norm group
   int group_ranks = 1;  // processes that share one
   int64_t span = 0;     // images inside which the keys are permuted

@@ -73,7 +73,8 @@ struct MethodConfig {
 
 struct TrainConfig {
   int epochs = 200;
-  int batch_size = 256;  // global
+  int batch_size = 256;  // global, of an optimizer step
+  int accumulate = 1;    // parts in which each process computes its share of it, one after the other
   uint64_t seed = 0;
   int threads = 0;  // compute threads of the CPU; 0: all cores
   std::string device = "auto";
@@ -99,6 +100,7 @@ struct EvalConfig {
 };
 
 struct CommConfig {
+  double bucket_mib = 0;         // least size of a gradient bucket; 0: an eighth of the gradient, at most 8
   double timeout_seconds = 600;  // longest that a process waits for the others; 0: no limit
 };
 
