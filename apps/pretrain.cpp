@@ -114,6 +114,12 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
   options.stop = &signals.asked();
   options.phase = [&signals](const std::string& text) { signals.phase(text); };
   if (comm.rank() == 0) prepare_folder(o, resolved, device, comm, train, options);
+  const Config& config = resolved.config;
+  log_info(
+      cat("learning rate {:.4g} = schedule.lr {:.4g} x {} images a step / 256 ({} process{} x {} part{} x {} images)",
+          config.schedule.base_lr, config.lr_per_256, config.train.batch_size, comm.size(),
+          comm.size() == 1 ? "" : "es", config.train.accumulate, config.train.accumulate == 1 ? "" : "s",
+          config.train.batch_size / comm.size() / config.train.accumulate));
   const RunResult result = pretrain(device, comm, resolved.config, options);
   if (comm.rank() == 0)
     answer(o.common, result_json(o, resolved.config, result),
@@ -225,7 +231,7 @@ Command pretrain_command(CLI::App& app, const std::vector<std::string>& argument
       "goes on. A second signal ends it at once; what takes longer than train.stop_seconds to end exits with 70.\n"
       "Several processes: mpirun -np 4 csml pretrain … (or srun --mpi=pmix), same flags; --batch-size stays that of "
       "all\n"
-      "together, and a batch-norm group must lie inside one process. A process that waits\n"
+      "together, and a batch-norm group must lie inside one process (or method.bn_sync=true). A process that waits\n"
       "for another longer than comm.timeout_seconds says so and exits with 70.\n"
       "CSML_TIMELINE=FILE writes when operations and reductions ran (docs/cluster.md).");
   return [o] { return run(*o); };

@@ -28,6 +28,8 @@ const std::set<std::string> kHarmless{"data.train",
                                       "data.workers",
                                       "data.prefetch",
                                       "data.max_bad_share",
+                                      "method.bn_sync",
+                                      "train.accumulate",
                                       "train.threads",
                                       "train.device",
                                       "train.log_every_steps",
@@ -47,6 +49,7 @@ const std::set<std::string> kHarmless{"data.train",
                                       "eval.knn_train_limit",
                                       "eval.knn_test_limit",
                                       "eval.batch_size",
+                                      "comm.bucket_mib",
                                       "comm.timeout_seconds"};
 
 nlohmann::json config_of(const fs::path& folder) {

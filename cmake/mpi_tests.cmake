@@ -17,8 +17,13 @@ foreach(processes 2 4)
            COMMAND ${MPIEXEC_EXECUTABLE} -np ${processes} --oversubscribe --allow-run-as-root $<TARGET_FILE:comm_test>
            WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   list(APPEND MPI_TESTS comm.mpi${processes}${suffix})
+  add_test(NAME sync_batch_norm.mpi${processes}${suffix}
+           COMMAND ${MPIEXEC_EXECUTABLE} -np ${processes} --oversubscribe --allow-run-as-root
+                   $<TARGET_FILE:sync_batch_norm_test>
+           WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  list(APPEND MPI_TESTS sync_batch_norm.mpi${processes}${suffix})
 endforeach()
-foreach(case equal wide resume faults bases timeline kit)
+foreach(case equal wide resume faults bases sync accumulate timeline kit)
   if(CSML_SANITIZE AND NOT case STREQUAL "wide")  # the others are about values and signals: once is enough
     continue()
   endif()

@@ -59,6 +59,7 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"method.temperature", &c.method.temperature, "of the contrastive loss"},
       {"method.queue", &c.method.queue, "keys in the queue"},
       {"method.bn_group_size", &c.method.bn_group_size, "images per batch-norm group; 0: the whole batch"},
+      {"method.bn_sync", &c.method.bn_sync, "a batch-norm group may span processes, which exchange its statistics"},
       {"method.shuffle", &c.method.shuffle, "permute the key batch over the groups"},
       {"method.shuffle_span", &c.method.shuffle_span, "images inside which it is permuted; 0: the whole global batch"},
       {"method.neighbors", &c.method.neighbors, "csml: nearest neighbours a cross-sample is drawn from"},
@@ -104,6 +105,8 @@ std::vector<ConfigKey> config_keys(Config& c) {
 
       {"train.epochs", &c.train.epochs, "passes over the data"},
       {"train.batch_size", &c.train.batch_size, "images per step, of all processes together"},
+      {"train.accumulate", &c.train.accumulate,
+       "parts in which a step's batch is computed one after the other, for less memory; the step stays the same"},
       {"train.seed", &c.train.seed, "of every random draw"},
       {"train.threads", &c.train.threads, "compute threads of the CPU; 0: all cores"},
       {"train.device", &c.train.device, "auto | cpu | cuda | cuda:N"},
@@ -135,6 +138,8 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"eval.interpolation", &c.eval.interpolation, "bilinear | bicubic"},
       {"eval.batch_size", &c.eval.batch_size, "images per forward pass; changes nothing in the result"},
 
+      {"comm.bucket_mib", &c.comm.bucket_mib,
+       "least MiB of a bucket of gradients, reduced while backward goes on; 0: an eighth of all, at most 8"},
       {"comm.timeout_seconds", &c.comm.timeout_seconds, "longest wait for another process before the end; 0: no limit"},
   };
 }
@@ -293,6 +298,12 @@ void check_method(const Config& c) {
     require(std::count(m.terms.begin(), m.terms.end(), term) == 1, "method.terms", "names \"{}\" twice", term);
   }
   require_one_of("method.partner", m.partner, {"neighbor", "random"});
+  const int parts = c.train.accumulate;
+  const Base::Negatives negatives = base_of(m).negatives;
+  require(parts >= 1, "train.accumulate", "must be at least 1, got {}", parts);
+  require(parts == 1 || negatives == Base::Negatives::queue || negatives == Base::Negatives::none, "train.accumulate",
+          "must be 1 for {}, whose negatives are the whole batch (share it out over processes instead), got {}",
+          base_of(m).name, parts);
   require_one_of("method.form", m.form, {"csml", "out", "in", "mil"});
   require(m.queue_filter > -1, "method.queue_filter", "must be a cosine above -1 (1: off), got {}", m.queue_filter);
   check_levels(c);
@@ -386,6 +397,8 @@ void resolve(Config& c) {
   check_model_and_evaluation(c);
   check_training(c);
   check_method(c);
+  require(c.comm.bucket_mib >= 0 && c.comm.bucket_mib <= 1 << 20, "comm.bucket_mib",
+          "must be 0 (an eighth of the gradient, at most 8) or more, got {}", c.comm.bucket_mib);
   require(c.comm.timeout_seconds >= 0, "comm.timeout_seconds", "must be 0 (no limit) or more, got {}",
           c.comm.timeout_seconds);
 

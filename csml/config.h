@@ -42,6 +42,7 @@ struct MethodConfig {
   double temperature = 0.2;
   int64_t queue = 65536;
   int bn_group_size = 32;  // images per batch-norm group; 0: the whole batch
+  bool bn_sync = false;    // a batch-norm group may span processes, which then exchange its statistics
   bool shuffle = true;     // permute the key batch over the groups
   int shuffle_span = 0;    // images inside which it is permuted; 0: the whole global batch
   // CsMl:
@@ -72,7 +73,8 @@ struct MethodConfig {
 
 struct TrainConfig {
   int epochs = 200;
-  int batch_size = 256;  // global
+  int batch_size = 256;  // global, of an optimizer step
+  int accumulate = 1;    // parts in which each process computes its share of it, one after the other
   uint64_t seed = 0;
   int threads = 0;  // compute threads of the CPU; 0: all cores
   std::string device = "auto";
@@ -103,6 +105,7 @@ struct EvalConfig {
 };
 
 struct CommConfig {
+  double bucket_mib = 0;         // least size of a gradient bucket; 0: an eighth of the gradient, at most 8
   double timeout_seconds = 600;  // longest that a process waits for the others; 0: no limit
 };
 

@@ -14,6 +14,7 @@ std::string plan_text(const Config& config) {
   const Encoder encoder(*device, config.model, train->channels(), config.train.seed, true, encoder_parts(config));
   const int64_t parameters = encoder.params().count();
   const int64_t size = config.augment.crop_size, batch = config.train.batch_size;
+  const int64_t part = batch / config.train.accumulate;  // what one backward pass is of
   const Base& base = base_of(config.method);
   const Plan plan = plan_of(config);
   const std::vector<Level> levels = levels_of(config);
@@ -39,7 +40,7 @@ std::string plan_text(const Config& config) {
     for (const Level& level : levels)
       if (level.stage != Encoder::kTop)
         embedded.push_back(encoder.head(level.stage, stages.stage[static_cast<size_t>(level.stage)], {}));
-    activations = static_cast<double>(device->stats().in_use - before) * static_cast<double>(batch) / kSample;
+    activations = static_cast<double>(device->stats().in_use - before) * static_cast<double>(part) / kSample;
   }
   const double mib = 1048576.0;
   const double state = static_cast<double>(parameters) * 4 * 4 / mib;  // q, k, gradient, momentum
@@ -55,7 +56,7 @@ std::string plan_text(const Config& config) {
     text += cat("queue       {} x {}{}: {:.1f} MiB\n", config.method.queue, config.model.dim,
                 queues > 1 ? cat(" for each of {} levels", queues) : "", queue);
   text += cat("activations {:.3g} query forward{} of {}: {:.1f} MiB kept for backward\n", query_forwards,
-              query_forwards == 1 ? "" : "s", batch, activations * query_forwards / mib);
+              query_forwards == 1 ? "" : "s", part, activations * query_forwards / mib);
   text +=
       cat("total       about {:.1f} MiB of device memory\n", state + queue + activations * query_forwards / mib * 1.15);
   return text;

@@ -100,7 +100,7 @@ Siamese::Siamese(Device& device, const Config& config, int in_channels, Plan pla
       f_q_(device, config.model, in_channels, config.train.seed, true, encoder_parts(config)),
       comm_(comm),
       layout_(batch_layout(config, comm)),
-      buckets_(f_q_.params(), comm),
+      buckets_(f_q_.params(), comm, static_cast<int64_t>(config.comm.bucket_mib * (1 << 20))),
       optimizer_(Optimizer::make(f_q_.params(), config.optimizer)),
       box_(device, {4}, DType::i32),
       w_one_(scalar(device, 1)),
@@ -229,23 +229,42 @@ void Siamese::step() {
   if (f_k_)
     for (size_t number = 0; number < key_slots_.size(); ++number)
       keys_[key_slots_[number]] = make_key(key_slots_[number], static_cast<int>(number));
-  Var total = total_loss();
-  accumulate(total.value(), total_sum_);
   enqueue_.clear();
   if (!queues_.empty())
     for (const Level& level : levels_) {
-      std::vector<Var> rows{key_embedding(level, Plan::kK)};
-      if (plan_.directions == 2) rows.push_back(key_embedding(level, Plan::kQ));
+      std::vector<Var> rows{keys_.at(Plan::kK).embedding.at(level.stage)};
+      if (plan_.directions == 2) rows.push_back(keys_.at(Plan::kQ).embedding.at(level.stage));
       const NoGrad no_grad;
       enqueue_.push_back(concat_rows(rows).value());
     }
-  // From here the graph alone holds what backward needs, and drops it on the way.
-  images_.clear();
-  anchors_.clear();
-  keys_.clear();
-  banks_.clear();
-  buckets_.backward(total);
+  const float share = 1.f / static_cast<float>(layout_.parts);
+  for (part_ = 0; part_ < layout_.parts; ++part_) {
+    Var total = total_loss();
+    accumulate(total.value(), total_sum_, share);
+    if (layout_.parts > 1) total = scale(total, share);
+    const bool last = part_ == layout_.parts - 1;
+    // From here the graph alone holds what backward needs, and drops it on the way.
+    images_.clear();
+    anchors_.clear();
+    if (last) keys_.clear();
+    banks_.clear();
+    buckets_.backward(total, {}, {.first = part_ == 0, .last = last});
+  }
+  part_ = 0;
+  average_parts(query_statistics_);
   commit();
+}
+
+void Siamese::average_parts(std::vector<Statistics>& list) {
+  const auto parts = static_cast<size_t>(layout_.parts);
+  if (parts == 1) return;
+  const size_t forwards = list.size() / parts;
+  for (size_t i = 0; i < forwards; ++i) {
+    const Tensor mean = Tensor::full(device_, list[i].values.shape(), 0.f);
+    for (size_t p = 0; p < parts; ++p) accumulate(list[p * forwards + i].values, mean, 1.f / static_cast<float>(parts));
+    list[i].values = mean;
+  }
+  list.resize(forwards);
 }
 
 void Siamese::average_statistics() {
@@ -285,7 +304,7 @@ void Siamese::commit() {
 nlohmann::json Siamese::measure(int64_t steps) {
   CHECK(last_query_ && steps > 0, "measure() before the first step");
   for (const Tensor& sum : {loss_sum_, total_sum_, positive_sum_, negative_sum_}) comm_.all_reduce_mean(sum);
-  const Tensor embeddings(device_, last_query_.shape().with_rows(layout_.global));
+  const Tensor embeddings(device_, last_query_.shape().with_rows(last_query_.shape()[0] * comm_.size()));
   comm_.all_gather(last_query_, embeddings);
   const double n = static_cast<double>(steps);
   const std::vector<float> losses = loss_sum_.host<float>();

@@ -73,15 +73,23 @@ class Siamese final : public Method {
     Encoder::Range range;
   };
 
+  /// Of the part of the batch that is computed now.
   Tensor images(int slot);
+  /// Of part `part` in the order in which keys are computed.
+  Tensor key_images(int slot, int number, int part);
   Forward forward_of(Encoder& encoder, Encoder::Range range, int64_t n, std::vector<Statistics>& list, bool keep);
   Anchor& anchor(int slot);
   Var project_query(const Level& level, const Var& x, bool keep);
   Var anchor_embedding(const Level& level, int slot);
   /// The anchor's patch that agrees best with the key's window, embedded.
   Var anchor_patch(const Level& level, int slot, const Tensor& window);
+  /// Of all rows of this process, part by part.
   Key make_key(int slot, int number);
+  /// Of the part of the batch that is computed now.
   Var key_embedding(const Level& level, int slot);
+  Tensor key_window(const Level& level, int slot);
+  /// One entry for each forward: the mean over its parts, which lie one after the other.
+  void average_parts(std::vector<Statistics>& list);
   /// Rows that were computed in permuted order, in the batch's order.
   Tensor unshuffled(const Tensor& rows, int number);
   /// The rows of all processes, in the batch's order; the gradient of the whole batch flows back. The one place where
@@ -121,6 +129,7 @@ class Siamese final : public Method {
   StepDraw draw_;
 
   // Of the step that runs
+  int part_ = 0;  // of layout_.parts
   std::map<int, Tensor> images_;
   std::map<int, Anchor> anchors_;
   std::map<int, Key> keys_;
@@ -131,7 +140,7 @@ class Siamese final : public Method {
   // Sums since the last measure(), one per (level, term) in the order of term_names_, and of the whole loss
   std::vector<std::pair<std::string, std::string>> term_names_;  // level, term
   Tensor loss_sum_, total_sum_, positive_sum_, negative_sum_;
-  Tensor last_query_;  // this process's embeddings of the first anchor
+  Tensor last_query_;  // this process's embeddings of the first anchor, in the last part
   float lr_now_ = 0, momentum_now_ = 0;
 };
 

@@ -11,15 +11,32 @@ Tensor Siamese::images(int slot) {
   const Plan::Slot& s = plan_.slots[static_cast<size_t>(slot)];
   const auto view = static_cast<size_t>(s.view);
   const Tensor made = s.view < 0       ? cut_mix(images(s.base), images(s.paste), box_)
-                      : given_.empty() ? inputs_[view].images()
-                                       : given_[view];
+                      : given_.empty() ? inputs_[view].images(part_ * layout_.part, layout_.part)
+                                       : given_[view].rows(part_ * layout_.part, layout_.part);
   return images_[slot] = made;
+}
+
+Tensor Siamese::key_images(int slot, int number, int part) {
+  if (layout_.parts == 1) {  // an anchor may need the same images
+    const Tensor x = images(slot);
+    return layout_.loader_shuffles ? x : gather(x, shuffle_[static_cast<size_t>(number)]);
+  }
+  const int view = plan_.slots[static_cast<size_t>(slot)].view;
+  CHECK(view >= 0, "keys of images that are put together, in several parts");
+  const ViewInput& input = inputs_[static_cast<size_t>(view)];
+  const int64_t first = part * layout_.part;
+  if (layout_.loader_shuffles) return input.images(first, layout_.part);
+  const Tensor order = shuffle_[static_cast<size_t>(number)].rows(first, layout_.part);
+  return given_.empty() ? input.images(order) : gather(given_[static_cast<size_t>(view)], order);
 }
 
 Forward Siamese::forward_of(Encoder& encoder, Encoder::Range range, int64_t n, std::vector<Statistics>& list,
                             bool keep) {
-  const int64_t group = config_.method.bn_group_size > 0 ? config_.method.bn_group_size : n;
-  Forward forward{.training = true, .groups = static_cast<int>(n / group), .statistics = {}};
+  const int ranks = layout_.group_ranks;
+  Forward forward{.training = true,
+                  .groups = ranks > 1 ? 1 : static_cast<int>(n / layout_.group),
+                  .span = {.comm = &comm_, .first = comm_.rank() / ranks * ranks, .count = ranks},
+                  .statistics = {}};
   if (!keep || range.count == 0) return forward;
   forward.statistics = Tensor::full(device_, encoder.params().buffers().shape(), 0.f);  // the gaps stay zero
   list.push_back({forward.statistics.span(range.first, {range.count}), range});
@@ -62,28 +79,40 @@ Var Siamese::anchor_patch(const Level& level, int slot, const Tensor& window) {
 
 Siamese::Key Siamese::make_key(int slot, int number) {
   const NoGrad no_grad;
-  const Tensor x = images(slot);
-  const Tensor shuffled = layout_.loader_shuffles ? x : gather(x, shuffle_[static_cast<size_t>(number)]);
-  const int64_t n = shuffled.shape()[0];
-  const Stages stages =
-      f_k_->trunk(Var(shuffled), forward_of(*f_k_, f_k_->trunk_statistics(), n, key_statistics_, true));
-  Key key;
-  for (size_t l = 0; l < levels_.size(); ++l) {
-    const Level& level = levels_[l];
-    Var in = level.stage == Encoder::kTop ? stages.pooled : stages.stage[static_cast<size_t>(level.stage)];
-    if (level.window > 0) {  // one window for the whole step, so the permutation does not matter to it
-      in = gather_window(in, corners_[l], level.window, level.window);
-      key.window[level.stage] = unshuffled(in.value(), number);
+  const int64_t n = layout_.part;
+  std::vector<Statistics> statistics;
+  std::map<int, std::vector<Var>> embeddings, windows;  // by stage, the parts one after the other
+  for (int part = 0; part < layout_.parts; ++part) {
+    const Stages stages = f_k_->trunk(Var(key_images(slot, number, part)),
+                                      forward_of(*f_k_, f_k_->trunk_statistics(), n, statistics, true));
+    for (size_t l = 0; l < levels_.size(); ++l) {
+      const Level& level = levels_[l];
+      Var in = level.stage == Encoder::kTop ? stages.pooled : stages.stage[static_cast<size_t>(level.stage)];
+      if (level.window > 0) {  // one window for the whole step, so the permutation does not matter to it
+        in = gather_window(in, corners_[l].rows(0, n), level.window, level.window);
+        windows[level.stage].push_back(in);
+      }
+      embeddings[level.stage].push_back(l2_normalize(
+          f_k_->head(level.stage, in, forward_of(*f_k_, f_k_->head_statistics(level.stage), n, statistics, true))));
     }
-    const Var z = l2_normalize(
-        f_k_->head(level.stage, in, forward_of(*f_k_, f_k_->head_statistics(level.stage), n, key_statistics_, true)));
-    key.embedding[level.stage] = Var(unshuffled(z.value(), number));
   }
+  average_parts(statistics);
+  for (Statistics& s : statistics) key_statistics_.push_back(std::move(s));
+  Key key;
+  for (const auto& [stage, parts] : windows) key.window[stage] = unshuffled(concat_rows(parts).value(), number);
+  for (const auto& [stage, parts] : embeddings)
+    key.embedding[stage] = Var(unshuffled(concat_rows(parts).value(), number));
   return key;
 }
 
 Var Siamese::key_embedding(const Level& level, int slot) {
-  return f_k_ ? keys_.at(slot).embedding.at(level.stage) : anchor_embedding(level, slot);
+  if (!f_k_) return anchor_embedding(level, slot);
+  const Var& whole = keys_.at(slot).embedding.at(level.stage);
+  return layout_.parts == 1 ? whole : Var(whole.value().rows(part_ * layout_.part, layout_.part));
+}
+
+Tensor Siamese::key_window(const Level& level, int slot) {
+  return keys_.at(slot).window.at(level.stage).rows(part_ * layout_.part, layout_.part);
 }
 
 Tensor Siamese::unshuffled(const Tensor& rows, int number) {
@@ -173,7 +202,7 @@ Var Siamese::term_loss(const Level& level, size_t level_index, const Plan::Term&
   const std::vector<Var> positives = in.positives;
   for (size_t j = 0; j < positives.size(); ++j) {
     in.anchor = by_patches(level, term, term.keys[j])
-                    ? anchor_patch(level, term.anchor, keys_.at(term.keys[j]).window.at(level.stage))
+                    ? anchor_patch(level, term.anchor, key_window(level, term.keys[j]))
                     : anchor_embedding(level, term.anchor);
     in.positives = {positives[j]};
     in.weights = weights.span(static_cast<int64_t>(j), {1});
@@ -190,6 +219,7 @@ Var Siamese::total_loss() {
   for (const Plan::Term& term : plan_.terms)
     if (term.direction == 0) ++(term.crop ? crops : full_terms);
   const auto factor = static_cast<float>(base_.factor(config_));
+  const float share = 1.f / static_cast<float>(layout_.parts);
   const std::vector<double>& shares = config_.method.crop_weights;
   const auto scaled = [](const Var& x, float by) { return by == 1 ? x : scale(x, by); };
   Var total;
@@ -201,10 +231,10 @@ Var Siamese::total_loss() {
       if (term.crop && l > 0) continue;
       Similarity similarity;
       const Var loss = term_loss(level, l, term, entry == 0 ? &similarity : nullptr);
-      accumulate(loss.value(), loss_sum_.span(entry, {1}));
+      accumulate(loss.value(), loss_sum_.span(entry, {1}), share);
       if (entry == 0) {
-        accumulate(similarity.positive.span(0, {1}), positive_sum_);
-        accumulate(similarity.negative, negative_sum_);
+        accumulate(similarity.positive.span(0, {1}), positive_sum_, share);
+        accumulate(similarity.negative, negative_sum_, share);
       }
       ++entry;
       Var& sum = term.crop ? small : full;

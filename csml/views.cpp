@@ -12,9 +12,9 @@ void ViewInput::upload(const ViewBatch& batch) {
   params_.upload(batch.params);
 }
 
-Tensor ViewInput::images() const {
-  Tensor out(pixels_.device(), pixels_.shape());
-  augment(pixels_, params_, out, spec_.augment.mean, spec_.augment.std);
+Tensor ViewInput::made(const Tensor& pixels, const Tensor& params) const {
+  Tensor out(pixels.device(), pixels.shape());
+  augment(pixels, params, out, spec_.augment.mean, spec_.augment.std);
   return out;
 }
 

@@ -15,9 +15,16 @@ class ViewInput {
   ViewInput(Device& device, int64_t batch, const ViewSpec& spec);
   void upload(const ViewBatch& batch);
   /// Augmented, normalised images [B, S, S, C]; part of the step.
-  Tensor images() const;
+  Tensor images() const { return made(pixels_, params_); }
+  /// Of rows [first, first + count), or of the rows that index (i32) lists.
+  Tensor images(int64_t first, int64_t count) const {
+    return made(pixels_.rows(first, count), params_.rows(first, count));
+  }
+  Tensor images(const Tensor& index) const { return made(gather(pixels_, index), gather(params_, index)); }
 
  private:
+  Tensor made(const Tensor& pixels, const Tensor& params) const;
+
   ViewSpec spec_;
   Tensor pixels_, params_;
 };

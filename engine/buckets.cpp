@@ -1,5 +1,7 @@
 #include "engine/buckets.h"
 
+#include <algorithm>
+
 #include "engine/timeline.h"
 
 namespace csml {
@@ -8,6 +10,7 @@ GradientBuckets::GradientBuckets(const Params& params, Comm& comm, int64_t bucke
     : params_(params), comm_(comm) {
   CHECK(params.grad(), "gradient buckets of a network without gradients");
   int64_t end = params.grad().size();
+  if (bucket_bytes <= 0) bucket_bytes = std::min<int64_t>(8 << 20, end * static_cast<int64_t>(sizeof(float)) / 8);
   int leaves = 0;
   for (size_t i = params.entries().size(); i-- > 0;) {
     const int64_t begin = params.entries()[i].offset;
@@ -32,17 +35,21 @@ void GradientBuckets::reduce(const Bucket& bucket) const {
   comm_.all_reduce_mean(bucket.grad);
 }
 
-void GradientBuckets::backward(const Var& loss, const Tensor& seed) {
+void GradientBuckets::backward(const Var& loss, const Tensor& seed, Pass pass) {
   const auto begin = std::make_shared<double>();
   mark([begin](Timeline& t) { *begin = t.now(); });
-  params_.begin_gradients();
+  if (pass.first) params_.begin_gradients();
+  if (!pass.last) return loss.backward(seed);
   for (Bucket& b : buckets_) b.missing = b.leaves;
   comm_.fork();
   loss.backward(seed, [this](const Var& leaf) {
     const auto found = bucket_of_.find(leaf.id());
     if (found == bucket_of_.end()) return;
     Bucket& b = buckets_[found->second];
-    if (--b.missing == 0) reduce(b);
+    if (--b.missing == 0)
+      reduce(b);
+    else
+      comm_.advance();
   });
   params_.finish_gradients();
   for (const Bucket& b : buckets_)

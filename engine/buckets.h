@@ -14,12 +14,18 @@ namespace csml {
 /// when the last of its leaves is finished.
 class GradientBuckets {
  public:
-  /// At least bucket_bytes each, but for the one with the first parameters.
-  GradientBuckets(const Params& params, Comm& comm, int64_t bucket_bytes = 8 << 20);
+  /// At least bucket_bytes each, but for the one with the first parameters. 0: an eighth of the gradient, at most 8
+  /// MiB, so that small networks too have something to reduce while backward goes on.
+  GradientBuckets(const Params& params, Comm& comm, int64_t bucket_bytes = 0);
 
-  /// loss.backward(seed) for the whole optimizer step: afterwards grad() is the mean over all processes, zero where no
-  /// gradient came.
-  void backward(const Var& loss, const Tensor& seed = {});
+  /// Which of an optimizer step's backward passes this is: their gradients add up, and the last one is what reductions
+  /// run beside.
+  struct Pass {
+    bool first = true, last = true;
+  };
+  /// loss.backward(seed). After the last pass grad() is the mean over all processes, zero where no gradient came.
+  void backward(const Var& loss, const Tensor& seed = {}) { backward(loss, seed, {true, true}); }
+  void backward(const Var& loss, const Tensor& seed, Pass pass);
 
   size_t count() const { return buckets_.size(); }
 

@@ -49,6 +49,8 @@ class Comm {
   /// Reductions between fork() and join() only start; their tensors must be left alone until join() has returned.
   virtual void fork() = 0;
   virtual void join() = 0;
+  /// Between them: moves on what was started, for libraries that do so only while they are called.
+  virtual void advance() {}
   /// May its calls stand inside a recorded step?
   virtual bool recordable() const = 0;
   /// Names what this process does from now on, for the report of a process that waits in vain.

@@ -109,6 +109,10 @@ class MpiComm final : public Comm {
     });
   }
 
+  void advance() override {
+    host_call([this] { push_on(); });
+  }
+
   bool recordable() const override { return true; }  // the CPU's recording repeats host calls
   void phase(const std::string& text) override { watchdog_->phase(text); }
 
@@ -182,7 +186,7 @@ class MpiComm final : public Comm {
     });
   }
 
-  /// MPI moves what was started only while it is called: each new start carries the earlier ones on.
+  /// MPI moves what was started only while it is called.
   void push_on() {
     for (Pending& p : pending_) {
       int done = 0;

@@ -167,10 +167,10 @@ class NcclComm final : public Comm {
       watchdog_.fail(cat("{}: {} ({})", what, nccl_.error_text(status), nccl_.last_error(comm_)));
   }
 
-  /// After the kernels before it, on the own stream; the kernels after it wait, unless between fork() and join(). The
+  /// After the kernels before it, on the own stream; the kernels after it wait, unless it `runs_ahead`. The
   /// watchdog is told by the stream itself when it comes to the call and when it has passed it.
   template <class F>
-  void run(const char* name, size_t bytes, const F& collective) {
+  void run(const char* name, size_t bytes, const F& collective, bool runs_ahead = false) {
     CUDA_CHECK(cudaEventRecord(ready_, compute_));
     CUDA_CHECK(cudaStreamWaitEvent(stream_, ready_, 0));
     auto* note = new Note{&watchdog_, name, bytes};
@@ -189,7 +189,7 @@ class NcclComm final : public Comm {
           n->watchdog->leave();
         },
         note));
-    if (forked_) return;
+    if (runs_ahead) return;
     CUDA_CHECK(cudaEventRecord(done_, stream_));
     CUDA_CHECK(cudaStreamWaitEvent(compute_, done_, 0));
   }
@@ -198,8 +198,10 @@ class NcclComm final : public Comm {
     CHECK(t.dtype() == DType::f32 || t.dtype() == DType::i32, "{} of {}", name, name_of(t.dtype()));
     const View v = t;
     const ncclDataType_t type = t.dtype() == DType::f32 ? ncclFloat32 : ncclInt32;
-    run(name, t.bytes(),
-        [&] { return nccl_.all_reduce(v.data, v.data, static_cast<size_t>(t.size()), type, op, comm_, stream_); });
+    run(
+        name, t.bytes(),
+        [&] { return nccl_.all_reduce(v.data, v.data, static_cast<size_t>(t.size()), type, op, comm_, stream_); },
+        forked_);
   }
 
   const Nccl& nccl_ = Nccl::get();

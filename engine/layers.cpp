@@ -32,6 +32,7 @@ Var BatchNorm::operator()(const Var& x, const Forward& forward, bool relu, const
     options.batch_mean = params_->slice(forward.statistics, mean_);
     options.batch_var = params_->slice(forward.statistics, var_);
   }
+  if (forward.span.count > 1) return sync_batch_norm(x, gamma, beta, residual, options, forward.span);
   return batch_norm(x, gamma, beta, residual, options);
 }
 

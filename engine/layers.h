@@ -6,6 +6,7 @@
 
 #include "engine/ops.h"
 #include "engine/params.h"
+#include "engine/sync_batch_norm.h"
 
 namespace csml {
 
@@ -13,9 +14,10 @@ namespace csml {
 struct Forward {
   bool training = true;  // normalise with the batch's statistics; else with the running ones
   int groups = 1;        // batch-norm groups: contiguous equal parts of the batch with statistics of their own
+  RankSpan span{};       // processes that share the one group; of one process: none
   Tensor statistics;     // flat like Params::buffers(): receives this batch's statistics (state changes in commit only)
 
-  static Forward inference() { return {.training = false, .groups = 1, .statistics = {}}; }
+  static Forward inference() { return {.training = false, .groups = 1, .span = {}, .statistics = {}}; }
 };
 
 /// Convolution without bias; weight [K,R,S,C], normal with std sqrt(2 / (K*R*S)) (He et al. 2015, fan-out).

@@ -75,8 +75,8 @@ Var cross_entropy(const Var& logits, const Tensor& labels, Tensor* correct = nul
 
 void fill(const Tensor& y, float value);
 void copy(const Tensor& from, const Tensor& to);
-/// sum += x
-void accumulate(const Tensor& x, const Tensor& sum);
+/// sum += factor * x
+void accumulate(const Tensor& x, const Tensor& sum, float factor = 1);
 /// [x[index[0]], x[index[1]], …]
 Tensor gather(const Tensor& x, const Tensor& index);
 /// i32 [N,2]: the corner of the window of x [N,H,W,C] that agrees best with key [N,R,S,C]; see Backend::BestWindow.

@@ -210,6 +210,48 @@ class Backend {
     bool relu = false;
   };
   virtual void batch_norm_inference(const BatchNormInference&) = 0;
+  // The same in parts, for one group whose rows lie on several processes (engine/sync_batch_norm.h): what crosses
+  // processes are arrays of [P, 2, C], one part of [2, C] from each of P processes.
+  /// moments [2, C] over the M rows of x [N, ..., C]:  moments[0,c] = mean of x,  moments[1,c] = sum (x - mean)^2
+  struct BatchNormMoments {
+    ConstView x{};
+    View moments{};
+  };
+  virtual void batch_norm_moments(const BatchNormMoments&) = 0;
+  /// Statistics of P parts of `rows` rows each from their moments, parts [P, 2, C] (Chan, Golub & LeVeque 1979).
+  /// mean, rstd [1, C], batch_mean, batch_var [C] (may be absent) as BatchNorm has them.
+  struct BatchNormMerge {
+    ConstView parts{};
+    View mean{}, rstd{}, batch_mean{}, batch_var{};
+    int64_t rows = 0;
+    float eps = 1e-5f;
+  };
+  virtual void batch_norm_merge(const BatchNormMerge&) = 0;
+  /// y = act(gamma[c] * (x - mean[c]) * rstd[c] + beta[c] + residual) with given mean, rstd [1, C].
+  struct BatchNormApply {
+    ConstView x{}, gamma{}, beta{}, residual{}, mean{}, rstd{};
+    View y{};
+    bool relu = false;
+  };
+  virtual void batch_norm_apply(const BatchNormApply&) = 0;
+  /// First half of the gradient, d as in BatchNormGrad: sums [2, C] = sum d, sum d * (x - mean);  dresidual (+)= d;
+  /// dbeta (+)= sum d;  dgamma (+)= rstd * sum d * (x - mean), over the rows that are here.
+  struct BatchNormGradSums {
+    ConstView dy{}, dy2{}, x{}, y{}, gamma{}, beta{}, mean{}, rstd{};
+    View sums{}, dresidual{}, dgamma{}, dbeta{};
+    bool relu = false, has_residual = false;
+    Write dresidual_write = Write::overwrite, dgamma_write = Write::overwrite, dbeta_write = Write::overwrite;
+  };
+  virtual void batch_norm_grad_sums(const BatchNormGradSums&) = 0;
+  /// Second half, from the sums of P parts of as many rows as are here, parts [P, 2, C], M = P * rows:
+  ///   dx (+)= gamma * rstd * (d - sum_P(d) / M - (x - mean) * rstd^2 * sum_P(d * (x - mean)) / M)
+  struct BatchNormGradApply {
+    ConstView dy{}, dy2{}, x{}, y{}, gamma{}, beta{}, mean{}, rstd{}, parts{};
+    View dx{};
+    bool relu = false, has_residual = false;
+    Write write = Write::overwrite;
+  };
+  virtual void batch_norm_grad_apply(const BatchNormGradApply&) = 0;
   /// y[i,:] = x[i,:] / max(||x[i,:]||_2, eps);  norm [M] = that denominator
   struct L2Normalize {
     ConstView x{};

@@ -163,6 +163,10 @@ TEST_CASE("convolution") { check_family({"conv2d", "conv2d_grad_input", "conv2d_
 TEST_CASE("matrix product") { check_family({"matmul"}); }
 TEST_CASE("pooling") { check_family({"max_pool", "max_pool_grad", "global_avg_pool", "global_avg_pool_grad"}); }
 TEST_CASE("batch norm") { check_family({"batch_norm", "batch_norm_grad", "batch_norm_inference"}); }
+TEST_CASE("batch norm in parts") {
+  check_family(
+      {"batch_norm_moments", "batch_norm_merge", "batch_norm_apply", "batch_norm_grad_sums", "batch_norm_grad_apply"});
+}
 TEST_CASE("losses") { check_family({"l2_normalize", "l2_normalize_grad", "info_nce", "cross_entropy"}); }
 TEST_CASE("top k") { check_family({"top_k"}); }
 TEST_CASE("commit calls") { check_family({"all_finite", "sgd", "lars", "adamw", "ema", "ring_write"}); }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whole pretraining runs of several processes under mpirun, beside the same run of one process.
 
-usage: mpi_test.py CSML CASE     CASE: equal | wide | resume | faults | bases | timeline | kit
+usage: mpi_test.py CSML CASE     CASE: equal | wide | resume | faults | bases | sync | accumulate | timeline | kit
 Exits with 77 (skipped) where mpirun is absent or csml was built without MPI."""
 import array
 import json
@@ -308,6 +308,39 @@ def case_bases():
     process, as two directions ask."""
     for method in ("simclr", "mocov3", "byol"):
         one_step(method, method__shuffle_span=4)
+
+
+def case_sync():
+    """Batch-norm groups that span processes: of all of them, and of two of four."""
+    for method, group in (("moco", 0), ("csml", 8), ("simclr", 0)):
+        settings = {"method.bn_sync": "true", "method.bn_group_size": group}
+        if method == "simclr":
+            settings["method.shuffle_span"] = 4
+        one_step(method, **settings)
+    _, errors = run(2, "odd", "moco", expect=2, batch=24, method__bn_sync="true", method__bn_group_size=8)
+    check("whole processes' shares" in errors, f"a group across one and a half processes: {errors[-500:]}")
+
+
+def case_accumulate():
+    """A step in parts is the step in one piece, with one process and with two; levels and patches too."""
+    levels = {"method.levels": '["res5", "res4"]', "method.alignment": "patch"}
+    for name, method, settings in (("moco", "moco", {}), ("csml", "csml", levels)):
+        run(0, f"{name}_base", method, train__max_steps=5, **settings)
+        fork(f"{name}_base", f"{name}_whole")
+        run(0, f"{name}_whole", method, train__max_steps=6, **settings)
+        for processes, parts in ((0, 2), (0, 4), (2, 2)):
+            out = f"{name}_{processes}_{parts}"
+            fork(f"{name}_base", out)
+            run(processes, out, method, train__max_steps=6, train__accumulate=parts, **settings)
+            compare(f"{name}_whole", out, 6, ONE_STEP)
+            ours, theirs = steps(out)[-1], steps(f"{name}_whole")[-1]
+            for key in ("loss", "positive_similarity", "negative_similarity", "lr", "momentum", "queue_fill"):
+                check(abs(ours[key] - theirs[key]) <= 1e-5 * max(1, abs(theirs[key])), f"{out}: {key} {ours[key]}, in one "
+                                                                                       f"piece {theirs[key]}")
+    for words, settings in ((["parts of 2", "at most 4 parts"], {"train.accumulate": 8}),
+                            (["whole batch"], {"train.accumulate": 2, "method.name": "simclr"})):
+        _, errors = run(0, "refused", "moco", expect=2, **settings)
+        check(all(word in errors for word in words), f"{settings}: {errors[-500:]}")
 
 
 def case_timeline():

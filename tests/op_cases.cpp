@@ -40,6 +40,7 @@ const std::vector<OpCase>& op_cases() {
     add_elementwise_cases(cases);
     add_conv_cases(cases);
     add_norm_cases(cases);
+    add_sync_norm_cases(cases);
     add_contrast_cases(cases);
     add_commit_cases(cases);
     add_augment_cases(cases);
@@ -68,6 +69,11 @@ const std::vector<std::string>& backend_calls() {
                                                  "batch_norm",
                                                  "batch_norm_grad",
                                                  "batch_norm_inference",
+                                                 "batch_norm_moments",
+                                                 "batch_norm_merge",
+                                                 "batch_norm_apply",
+                                                 "batch_norm_grad_sums",
+                                                 "batch_norm_grad_apply",
                                                  "l2_normalize",
                                                  "l2_normalize_grad",
                                                  "info_nce",

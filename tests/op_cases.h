@@ -86,6 +86,7 @@ using OpCases = std::vector<OpCase>;
 void add_elementwise_cases(OpCases&);
 void add_conv_cases(OpCases&);
 void add_norm_cases(OpCases&);
+void add_sync_norm_cases(OpCases&);
 void add_contrast_cases(OpCases&);
 void add_commit_cases(OpCases&);
 void add_augment_cases(OpCases&);

@@ -106,7 +106,24 @@ TEST_CASE("the global batch lies on processes in whole batch-norm groups, or is 
   const auto refusal = [](const Config& c, int size) { return error_of([&] { batch_layout(c, Pretended(0, size)); }); };
   CHECK(contains(refusal(config_of(256, 32, 0), 16), "at most 8 processes"));
   CHECK(contains(refusal(config_of(256, 0, 0), 2), "at most 1 processes"));
+  CHECK(contains(refusal(config_of(256, 0, 0), 2), "method.bn_sync"));
   CHECK(contains(refusal(config_of(100, 10, 0), 8), "does not divide by 8 processes"));
+}
+
+TEST_CASE("with method.bn_sync a batch-norm group is an equal part of some processes") {
+  const auto layout = [](int batch, int group, int rank, int size) {
+    Config c = config_of(batch, group, 0);
+    c.method.bn_sync = true;
+    return batch_layout(c, Pretended(rank, size));
+  };
+  CHECK(layout(256, 0, 3, 8).group_ranks == 8);
+  CHECK(layout(256, 0, 3, 8).group == 256);
+  CHECK(layout(256, 64, 3, 8).group_ranks == 2);
+  CHECK(layout(256, 32, 3, 8).group_ranks == 1);  // groups that lie inside a process stay there
+  CHECK(layout(256, 16, 3, 8).group_ranks == 1);
+  CHECK(layout(256, 0, 0, 1).group_ranks == 1);
+  CHECK(contains(error_of([&] { layout(96, 48, 0, 3); }), "whole processes' shares"));   // one and a half
+  CHECK(contains(error_of([&] { layout(100, 40, 0, 5); }), "whole processes' shares"));  // not of the whole batch
 }
 
 TEST_CASE("the permutation of the keys stays in its spans and differs by step, number and span") {

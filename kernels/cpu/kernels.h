@@ -28,6 +28,12 @@ void global_avg_pool_grad(const Backend::GlobalAvgPoolGrad&);
 void batch_norm(const Backend::BatchNorm&);
 void batch_norm_grad(const Backend::BatchNormGrad&);
 void batch_norm_inference(const Backend::BatchNormInference&);
+// batch_norm_parts.cpp
+void batch_norm_moments(const Backend::BatchNormMoments&);
+void batch_norm_merge(const Backend::BatchNormMerge&);
+void batch_norm_apply(const Backend::BatchNormApply&);
+void batch_norm_grad_sums(const Backend::BatchNormGradSums&);
+void batch_norm_grad_apply(const Backend::BatchNormGradApply&);
 // contrast.cpp
 void l2_normalize(const Backend::L2Normalize&);
 void l2_normalize_grad(const Backend::L2NormalizeGrad&);

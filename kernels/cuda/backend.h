@@ -60,6 +60,17 @@ class CudaBackend final : public Backend {
   void batch_norm_inference(const BatchNormInference& a) override {
     run("batch_norm_inference", cuda::batch_norm_inference, a);
   }
+  void batch_norm_moments(const BatchNormMoments& a) override {
+    run("batch_norm_moments", cuda::batch_norm_moments, a);
+  }
+  void batch_norm_merge(const BatchNormMerge& a) override { run("batch_norm_merge", cuda::batch_norm_merge, a); }
+  void batch_norm_apply(const BatchNormApply& a) override { run("batch_norm_apply", cuda::batch_norm_apply, a); }
+  void batch_norm_grad_sums(const BatchNormGradSums& a) override {
+    run("batch_norm_grad_sums", cuda::batch_norm_grad_sums, a);
+  }
+  void batch_norm_grad_apply(const BatchNormGradApply& a) override {
+    run("batch_norm_grad_apply", cuda::batch_norm_grad_apply, a);
+  }
   void l2_normalize(const L2Normalize& a) override { run("l2_normalize", cuda::l2_normalize, a); }
   void l2_normalize_grad(const L2NormalizeGrad& a) override { run("l2_normalize_grad", cuda::l2_normalize_grad, a); }
   void info_nce(const InfoNce& a) override { run("info_nce", cuda::info_nce, a); }

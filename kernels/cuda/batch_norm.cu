@@ -6,6 +6,7 @@
 // and 4 FLOPs an element in each pass, far below what the arithmetic units can do in that time. The second pass goes
 // through the chunks backwards: what the first read last is still in the second-level cache.
 #include "kernels/cuda/batch_norm.cuh"
+#include "kernels/cuda/map.cuh"
 
 namespace csml::cuda {
 
@@ -100,6 +101,41 @@ KERNEL void merge_statistics_kernel(Layout v, const float* partial, float eps, f
   if (batch_var) batch_var[c] = static_cast<float>(var_of_groups / static_cast<double>(v.groups));
 }
 
+/// moments [2, C] = mean, sum of squared deviations; one group. Bytes: reads 8 for each chunk and column.
+KERNEL void merge_moments_kernel(Layout v, const float* partial, float* moments) {
+  const int64_t c = merge_column();
+  const Totals t = merge_chunks(v, partial, 0, ChunkMoments{});
+  if (thread() >= kMergeColumns || c >= v.channels) return;
+  const double average = t.a / static_cast<double>(v.rows);
+  moments[c] = static_cast<float>(average);
+  moments[v.channels + c] = static_cast<float>(max(0.0, t.b - t.a * average));
+}
+
+/// Statistics of one column from the moments of P parts of n rows each.
+struct MergeParts {
+  const float* parts;  // [P, 2, C]
+  int64_t count, channels;
+  double rows;  // of each part
+  float eps;
+  float *mean, *rstd, *batch_mean, *batch_var;  // the last two may be null
+
+  template <int N>
+  DEVICE void apply(int64_t c) const {
+    double n = 0, average = 0, squares = 0;
+    for (int64_t p = 0; p < count; ++p) {
+      const float* part = parts + p * 2 * channels + c;
+      const double delta = double(part[0]) - average, total = n + rows;
+      average += delta * rows / total;
+      squares += double(part[channels]) + delta * delta * n * rows / total;
+      n = total;
+    }
+    mean[c] = static_cast<float>(average);
+    rstd[c] = static_cast<float>(1.0 / std::sqrt(squares / n + static_cast<double>(eps)));
+    if (batch_mean) batch_mean[c] = static_cast<float>(average);
+    if (batch_var) batch_var[c] = static_cast<float>(squares / (n - 1));
+  }
+};
+
 template <class T>
 struct Affine {
   const T *x, *residual;  // residual may be null
@@ -168,6 +204,73 @@ void batch_norm(Context& context, const Backend::BatchNorm& args) {
                         .y = args.y.as<T>(),
                         .mean = mean,
                         .rstd = rstd,
+                        .gamma = args.gamma.as<float>(),
+                        .beta = args.beta.as<float>(),
+                        .eps = -1,
+                        .relu = args.relu});
+  });
+}
+
+void batch_norm_moments(Context& context, const Backend::BatchNormMoments& args) {
+  constexpr const char* kOp = "batch_norm_moments";
+  const Shape& shape = args.x.shape;
+  const int64_t rows = rows_of(kOp, shape, 1), channels = channels_of(shape);
+  check_like(kOp, "x", args.x, shape, args.x.dtype, true);
+  check_like(kOp, "moments", args.moments, {2, channels}, DType::f32, true);
+  CHECK(rows > 0 && channels > 0, "{}: x {} is empty", kOp, shape.text());
+  with_width(args.x.dtype, channels, {args.x.data}, [&]<class T, int N>(T, Width<N>) {
+    const Layout v = layout_of<N>(1, rows, channels);
+    float* partial = context.scratch<float>(v.partials());
+    launch(context, {.name = "batch_norm_moments statistics", .grid = grid_of<N>(v), .threads = kThreads},
+           statistics_kernel<N, T>, v, args.x.as<T>(), partial);
+    launch(context, {.name = "batch_norm_moments merge", .grid = merge_grid(v), .threads = kThreads},
+           merge_moments_kernel, v, partial, args.moments.as<float>());
+  });
+}
+
+void batch_norm_merge(Context& context, const Backend::BatchNormMerge& args) {
+  constexpr const char* kOp = "batch_norm_merge";
+  const Shape& shape = args.parts.shape;
+  CHECK(shape.rank() == 3 && shape[0] > 0 && shape[1] == 2, "{}: parts must be [P, 2, C], got {}", kOp, shape.text());
+  const Shape row{1, shape[2]}, per_channel{shape[2]};
+  check_like(kOp, "parts", args.parts, shape, DType::f32, true);
+  check_like(kOp, "mean", args.mean, row, DType::f32, true);
+  check_like(kOp, "rstd", args.rstd, row, DType::f32, true);
+  check_like(kOp, "batch_mean", args.batch_mean, per_channel, DType::f32, false);
+  check_like(kOp, "batch_var", args.batch_var, per_channel, DType::f32, false);
+  CHECK(args.rows * shape[0] > 1, "{}: {} parts of {} rows, needs 2 rows or more", kOp, shape[0], args.rows);
+  map<1>(context, kOp,
+         MergeParts{.parts = args.parts.as<float>(),
+                    .count = shape[0],
+                    .channels = shape[2],
+                    .rows = static_cast<double>(args.rows),
+                    .eps = args.eps,
+                    .mean = args.mean.as<float>(),
+                    .rstd = args.rstd.as<float>(),
+                    .batch_mean = args.batch_mean.as<float>(),
+                    .batch_var = args.batch_var.as<float>()},
+         shape[2], false);
+}
+
+void batch_norm_apply(Context& context, const Backend::BatchNormApply& args) {
+  constexpr const char* kOp = "batch_norm_apply";
+  const Shape& shape = args.x.shape;
+  const int64_t rows = rows_of(kOp, shape, 1), channels = channels_of(shape);
+  check_like(kOp, "x", args.x, shape, args.x.dtype, true);
+  check_like(kOp, "y", args.y, shape, args.x.dtype, true);
+  check_like(kOp, "gamma", args.gamma, {channels}, DType::f32, false);
+  check_like(kOp, "beta", args.beta, {channels}, DType::f32, false);
+  check_like(kOp, "residual", args.residual, shape, args.x.dtype, false);
+  check_like(kOp, "mean", args.mean, {1, channels}, DType::f32, true);
+  check_like(kOp, "rstd", args.rstd, {1, channels}, DType::f32, true);
+  if (args.x.size() == 0) return;
+  with_width(args.x.dtype, channels, {args.x.data, args.residual.data, args.y.data}, [&]<class T, int N>(T, Width<N>) {
+    apply_affine<N, T>(context, kOp, layout_of<N>(1, rows, channels),
+                       {.x = args.x.as<T>(),
+                        .residual = pointer_or_null<T>(args.residual),
+                        .y = args.y.as<T>(),
+                        .mean = args.mean.as<float>(),
+                        .rstd = args.rstd.as<float>(),
                         .gamma = args.gamma.as<float>(),
                         .beta = args.beta.as<float>(),
                         .eps = -1,

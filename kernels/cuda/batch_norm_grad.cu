@@ -4,6 +4,7 @@
 //   residual block (dy, dy2, x, y -> dresidual; dresidual, x -> dx)   8 n b
 // and 3 to 8 FLOPs an element in each pass.
 #include "kernels/cuda/batch_norm.cuh"
+#include "kernels/cuda/map.cuh"
 
 namespace csml::cuda {
 
@@ -105,6 +106,8 @@ void reduce_gradients_kernel(Layout v, Incoming<T> in, T* dresidual, bool accumu
     }
 }
 
+Mask mask_of(bool relu, bool has_residual) { return !relu ? Mask::none : has_residual ? Mask::from_y : Mask::from_x; }
+
 struct ParameterGradients {
   float *dgamma, *dbeta;  // may be null
   bool add_gamma, add_beta;
@@ -129,6 +132,40 @@ KERNEL void merge_gradients_kernel(Layout v, const float* partial, const float* 
   if (to.dgamma) to.dgamma[c] = static_cast<float>(total_gamma + (to.add_gamma ? to.dgamma[c] : 0.f));
   if (to.dbeta) to.dbeta[c] = static_cast<float>(total_beta + (to.add_beta ? to.dbeta[c] : 0.f));
 }
+
+/// dgamma, dbeta and sums [2, C] = sum d, sum d * (x - mean) of the rows that are here; one group.
+KERNEL void merge_gradient_sums_kernel(Layout v, const float* partial, const float* rstd, ParameterGradients to,
+                                       float* sums) {
+  const int64_t c = merge_column();
+  const Totals t = merge_chunks(v, partial, 0, ChunkSums{});
+  if (thread() >= kMergeColumns || c >= v.channels) return;
+  sums[c] = static_cast<float>(t.a);
+  sums[v.channels + c] = static_cast<float>(t.b);
+  const double r = rstd[c];
+  if (to.dgamma) to.dgamma[c] = static_cast<float>(t.b * r + (to.add_gamma ? to.dgamma[c] : 0.f));
+  if (to.dbeta) to.dbeta[c] = static_cast<float>(t.a + (to.add_beta ? to.dbeta[c] : 0.f));
+}
+
+/// Constants [2, C] = a, b of input_gradient_kernel from the sums of P parts, `rows` rows together.
+struct PartsToConstants {
+  const float* parts;  // [P, 2, C]
+  int64_t count, channels;
+  double rows;
+  const float *rstd, *gamma;  // gamma may be null
+  float* constants;
+
+  template <int N>
+  DEVICE void apply(int64_t c) const {
+    double sum = 0, product = 0;
+    for (int64_t p = 0; p < count; ++p) {
+      sum += double(parts[p * 2 * channels + c]);
+      product += double(parts[(p * 2 + 1) * channels + c]);
+    }
+    const double r = rstd[c], scale = (gamma ? gamma[c] : 1.f) * r;
+    constants[c] = static_cast<float>(-scale * r * r * product / rows);
+    constants[channels + c] = static_cast<float>(-scale * sum / rows);
+  }
+};
 
 /// dx (+)= scale * d + a * (x - mean) + b. Bytes: reads what d needs and x, writes dx (and reads it where it
 /// accumulates). FLOPs: 5 to 8 an element.
@@ -170,7 +207,7 @@ void batch_norm_grad(Context& context, const Backend::BatchNormGrad& args) {
   const DType type = args.x.dtype;
   const int64_t rows = rows_of(kOp, shape, args.groups), channels = channels_of(shape);
   const Shape per_channel{channels}, per_group{args.groups, channels};
-  const Mask mask = !args.relu ? Mask::none : args.has_residual ? Mask::from_y : Mask::from_x;
+  const Mask mask = mask_of(args.relu, args.has_residual);
   check_like(kOp, "dy", args.dy, shape, type, true);
   check_like(kOp, "dy2", args.dy2, shape, type, false);
   check_like(kOp, "x", args.x, shape, type, true);
@@ -217,6 +254,96 @@ void batch_norm_grad(Context& context, const Backend::BatchNormGrad& args) {
     }
     launch(context, {.name = "batch_norm_grad apply", .grid = grid_of<N>(v), .threads = kThreads},
            input_gradient_kernel<N, T>, v, in, constants, args.dx.as<T>(), args.dx_write == Write::accumulate);
+  });
+}
+
+// ---- one group on several processes, in parts -----------------------------------------------------------------------
+
+namespace {
+
+/// The inputs that both halves have in common.
+template <class Args>
+void check_gradient(const char* op, const Args& args, Mask mask) {
+  const Shape& shape = args.x.shape;
+  const DType type = args.x.dtype;
+  CHECK(rows_of(op, shape, 1) > 0 && channels_of(shape) > 0, "{}: x {} is empty", op, shape.text());
+  const Shape per_channel{channels_of(shape)}, row{1, channels_of(shape)};
+  check_like(op, "dy", args.dy, shape, type, true);
+  check_like(op, "dy2", args.dy2, shape, type, false);
+  check_like(op, "x", args.x, shape, type, true);
+  check_like(op, "y", args.y, shape, type, mask == Mask::from_y);
+  check_like(op, "gamma", args.gamma, per_channel, DType::f32, false);
+  check_like(op, "beta", args.beta, per_channel, DType::f32, false);
+  check_like(op, "mean", args.mean, row, DType::f32, true);
+  check_like(op, "rstd", args.rstd, row, DType::f32, true);
+}
+
+template <class T, class Args>
+Incoming<T> incoming(const Args& args, Mask mask) {
+  return {.dy = args.dy.template as<T>(),
+          .dy2 = pointer_or_null<T>(args.dy2),
+          .x = args.x.template as<T>(),
+          .y = pointer_or_null<T>(args.y),
+          .mask = mask,
+          .mean = args.mean.template as<float>(),
+          .rstd = args.rstd.template as<float>(),
+          .gamma = args.gamma.template as<float>(),
+          .beta = args.beta.template as<float>()};
+}
+
+}  // namespace
+
+void batch_norm_grad_sums(Context& context, const Backend::BatchNormGradSums& args) {
+  constexpr const char* kOp = "batch_norm_grad_sums";
+  const Mask mask = mask_of(args.relu, args.has_residual);
+  check_gradient(kOp, args, mask);
+  const int64_t rows = rows_of(kOp, args.x.shape, 1), channels = channels_of(args.x.shape);
+  check_like(kOp, "sums", args.sums, {2, channels}, DType::f32, true);
+  check_like(kOp, "dresidual", args.dresidual, args.x.shape, args.x.dtype, false);
+  check_like(kOp, "dgamma", args.dgamma, {channels}, DType::f32, false);
+  check_like(kOp, "dbeta", args.dbeta, {channels}, DType::f32, false);
+  const std::initializer_list<const void*> arrays = {args.dy.data, args.dy2.data, args.x.data, args.y.data,
+                                                     args.dresidual.data};
+  with_width(args.x.dtype, channels, arrays, [&]<class T, int N>(T, Width<N>) {
+    const Layout v = layout_of<N>(1, rows, channels);
+    float* partial = context.scratch<float>(v.partials());
+    launch(context, {.name = "batch_norm_grad_sums reduce", .grid = grid_of<N>(v), .threads = kThreads},
+           reduce_gradients_kernel<N, T>, v, incoming<T>(args, mask), pointer_or_null<T>(args.dresidual),
+           args.dresidual_write == Write::accumulate, partial);
+    const ParameterGradients to{.dgamma = args.dgamma.as<float>(),
+                                .dbeta = args.dbeta.as<float>(),
+                                .add_gamma = args.dgamma_write == Write::accumulate,
+                                .add_beta = args.dbeta_write == Write::accumulate};
+    launch(context, {.name = "batch_norm_grad_sums merge", .grid = merge_grid(v), .threads = kThreads},
+           merge_gradient_sums_kernel, v, partial, args.rstd.as<float>(), to, args.sums.as<float>());
+  });
+}
+
+void batch_norm_grad_apply(Context& context, const Backend::BatchNormGradApply& args) {
+  constexpr const char* kOp = "batch_norm_grad_apply";
+  const Mask mask = mask_of(args.relu, args.has_residual);
+  check_gradient(kOp, args, mask);
+  const int64_t rows = rows_of(kOp, args.x.shape, 1), channels = channels_of(args.x.shape);
+  const Shape& parts = args.parts.shape;
+  CHECK(parts.rank() == 3 && parts[0] > 0, "{}: parts must be [P, 2, C], got {}", kOp, parts.text());
+  check_like(kOp, "parts", args.parts, {parts[0], 2, channels}, DType::f32, true);
+  check_like(kOp, "dx", args.dx, args.x.shape, args.x.dtype, true);
+  const std::initializer_list<const void*> arrays = {args.dy.data, args.dy2.data, args.x.data, args.y.data,
+                                                     args.dx.data};
+  with_width(args.x.dtype, channels, arrays, [&]<class T, int N>(T, Width<N>) {
+    const Layout v = layout_of<N>(1, rows, channels);
+    float* constants = context.scratch<float>(2 * channels);
+    map<1>(context, "batch_norm_grad_apply constants",
+           PartsToConstants{.parts = args.parts.as<float>(),
+                            .count = parts[0],
+                            .channels = channels,
+                            .rows = static_cast<double>(rows * parts[0]),
+                            .rstd = args.rstd.as<float>(),
+                            .gamma = args.gamma.as<float>(),
+                            .constants = constants},
+           channels, false);
+    launch(context, {.name = kOp, .grid = grid_of<N>(v), .threads = kThreads}, input_gradient_kernel<N, T>, v,
+           incoming<T>(args, mask), constants, args.dx.as<T>(), args.write == Write::accumulate);
   });
 }
 

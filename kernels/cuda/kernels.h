@@ -23,8 +23,13 @@ void global_avg_pool_grad(Context&, const Backend::GlobalAvgPoolGrad&);
 // batch_norm.cu
 void batch_norm(Context&, const Backend::BatchNorm&);
 void batch_norm_inference(Context&, const Backend::BatchNormInference&);
+void batch_norm_moments(Context&, const Backend::BatchNormMoments&);
+void batch_norm_merge(Context&, const Backend::BatchNormMerge&);
+void batch_norm_apply(Context&, const Backend::BatchNormApply&);
 // batch_norm_grad.cu
 void batch_norm_grad(Context&, const Backend::BatchNormGrad&);
+void batch_norm_grad_sums(Context&, const Backend::BatchNormGradSums&);
+void batch_norm_grad_apply(Context&, const Backend::BatchNormGradApply&);
 // l2_normalize.cu
 void l2_normalize(Context&, const Backend::L2Normalize&);
 void l2_normalize_grad(Context&, const Backend::L2NormalizeGrad&);

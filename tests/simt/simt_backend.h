@@ -39,6 +39,11 @@ class SimtBackend : public Backend {
   void batch_norm(const BatchNorm& a) override { run(cuda::batch_norm, a); }
   void batch_norm_grad(const BatchNormGrad& a) override { run(cuda::batch_norm_grad, a); }
   void batch_norm_inference(const BatchNormInference& a) override { run(cuda::batch_norm_inference, a); }
+  void batch_norm_moments(const BatchNormMoments& a) override { run(cuda::batch_norm_moments, a); }
+  void batch_norm_merge(const BatchNormMerge& a) override { run(cuda::batch_norm_merge, a); }
+  void batch_norm_apply(const BatchNormApply& a) override { run(cuda::batch_norm_apply, a); }
+  void batch_norm_grad_sums(const BatchNormGradSums& a) override { run(cuda::batch_norm_grad_sums, a); }
+  void batch_norm_grad_apply(const BatchNormGradApply& a) override { run(cuda::batch_norm_grad_apply, a); }
   void l2_normalize(const L2Normalize& a) override { run(cuda::l2_normalize, a); }
   void l2_normalize_grad(const L2NormalizeGrad& a) override { run(cuda::l2_normalize_grad, a); }
   void all_finite(const AllFinite& a) override { run(cuda::all_finite, a); }
