@@ -4,20 +4,12 @@
 #include <algorithm>
 #include <chrono>
 #include <ctime>
-#include <optional>
 
 #include "apps/command.h"
 #include "apps/config.h"
-#include "csml/method.h"
 #include "csml/probe_knn.h"
 #include "csml/views.h"
-#include "engine/buckets.h"
-#include "engine/comm_rehearsal.h"
-#include "engine/layers.h"
 #include "engine/log.h"
-#include "engine/optim.h"
-#include "engine/step.h"
-#include "models/resnet.h"
 
 namespace csml {
 namespace {
@@ -28,141 +20,61 @@ double since(Clock::time_point start) { return std::chrono::duration<double>(Clo
 struct Options {
   CommonOptions common;
   BenchOptions bench;
-  std::string op, step, loader, device = "auto", data = "synthetic:shapes";
-  std::vector<std::string> set;
-  std::string preset = "cifar10-small";
+  WorkOptions work;
+  std::string op, step, part, loader, device = "auto", exchange;
   std::vector<int64_t> knn;
-  int batch = 0, workers = 0;
-  double buckets = 0;  // MiB; 0: no --buckets
+  int workers = 0;
   bool cifar = false, floors = false;
   std::string dtype = "bf16";
 };
 
-/// One supervised step of a ResNet: forward, cross entropy, backward, SGD with momentum, running statistics.
-class SupervisedStep {
- public:
-  /// With a communicator: gradients are reduced in buckets of at least bucket_bytes during backward.
-  SupervisedStep(Device& device, const ResNetOptions& network, int64_t size, int64_t classes, int64_t batch,
-                 Comm* comm = nullptr, int64_t bucket_bytes = 0)
-      : params_(device),
-        trunk_(params_, network),
-        head_(params_, "fc", trunk_.feature_dim(), classes),
-        step_(device, [this] { run_once(); }) {
-    params_.build(0, true);
-    if (comm) buckets_.emplace(params_, *comm, bucket_bytes);
-    optimizer_ = Optimizer::make(params_, {.kind = "sgd", .momentum = 0.9f, .weight_decay = 1e-4f});
-    Random random(0, Purpose::test);
-    const Shape shape{batch, size, size, network.in_channels};
-    std::vector<float> pixels(static_cast<size_t>(shape.size()));
-    for (float& x : pixels) x = random.normal();
-    std::vector<int32_t> classes_of(static_cast<size_t>(batch));
-    for (int32_t& c : classes_of) c = static_cast<int32_t>(random.below(static_cast<uint32_t>(classes)));
-    images_ = Tensor::from(device, shape, pixels);
-    labels_ = Tensor::from(device, {batch}, classes_of);
-    learning_rate_ = Tensor::full(device, {1}, 0.1f);
-    momentum_ = Tensor::full(device, {1}, 0.9f);
-    statistics_ = like(params_.buffers());
+/// Milliseconds in which the host hands one run to an idle device, which works on by itself: the median of five. Where
+/// it is well below a run's time, the host never keeps the device waiting between runs.
+double issue_ms(Device& device, BenchWork& work) {
+  std::vector<double> ms;
+  for (int i = 0; i < 5; ++i) {
+    device.backend().synchronize();
+    const Clock::time_point start = Clock::now();
+    work.run();
+    ms.push_back(1e3 * since(start));
   }
-  void run() { step_.run(); }
-  const Params& params() const { return params_; }
-  size_t bucket_count() const { return buckets_ ? buckets_->count() : 0; }
+  device.backend().synchronize();
+  std::sort(ms.begin(), ms.end());
+  return ms[ms.size() / 2];
+}
 
- private:
-  void run_once() {
-    const Stages stages = trunk_(Var(images_), {.training = true, .groups = 1, .statistics = statistics_});
-    const Var loss = cross_entropy(head_(stages.pooled), labels_);
-    if (buckets_) {
-      buckets_->backward(loss);
-    } else {
-      params_.begin_gradients();
-      loss.backward();
-      params_.finish_gradients();
-    }
-    optimizer_->step(learning_rate_, {});
-    ema(statistics_, params_.buffers(), momentum_);
-  }
+/// The first run, told to a file.
+void write_exchange(const std::string& path, BenchWork& work) {
+  constexpr int kMostRuns = 40;  // loss scaling starts high and halves at each overflow
+  Exchange exchange;
+  const nlohmann::json about = work.about();
+  for (const auto& [key, value] : about.items())
+    exchange.note(key, value.is_string() ? value.get<std::string>() : json_line(value));
+  work.put_inputs(exchange);
+  int runs = 0;
+  do {
+    if (++runs > kMostRuns) throw Error(cat("--exchange: no finite gradient in {} runs", kMostRuns));
+    work.run();
+  } while (!work.put_results(exchange));
+  exchange.write(path);
+}
 
-  Params params_;
-  ResNet trunk_;
-  Linear head_;
-  std::optional<GradientBuckets> buckets_;
-  std::unique_ptr<Optimizer> optimizer_;
-  Tensor images_, labels_, learning_rate_, momentum_, statistics_;
-  Step step_;
-};
-
-nlohmann::json rates(const Timing& timing, int64_t batch) {
+nlohmann::json bench_work(Device& device, const Options& o) {
+  const auto work = o.work.name == o.part ? make_part(device, o.work) : make_step(device, o.work);
+  const size_t before = device.stats().in_use;
+  if (!o.exchange.empty()) write_exchange(o.exchange, *work);
+  const Timing timing = measure(o.bench, device, [&] { work->run(); });
   nlohmann::json json = timing.json();
-  json["batch"] = batch;
-  json["threads"] = compute_threads();
-  json["images_per_second"] = static_cast<double>(batch) / (timing.ms * 1e-3);
-  return json;
-}
-
-/// The step with its gradients' reductions replaced by copies of equal bytes: what of their time it does not hide.
-nlohmann::json bench_buckets(Device& device, const Options& o, const ResNetOptions& network, int64_t size,
-                             int64_t classes, int64_t batch, const Timing& without) {
-  const auto comm = rehearsal(device);
-  const auto bytes = static_cast<int64_t>(o.buckets * 1048576);
-  SupervisedStep step(device, network, size, classes, batch, comm.get(), bytes);
-  const Timing with = measure(o.bench, device, [&] { step.run(); });
-  const Tensor& grad = step.params().grad();
-  const Timing alone = measure(o.bench, device, [&] { comm->all_reduce_mean(grad); });
-  const double exposed = std::max(0.0, with.ms - without.ms);
-  return {{"mib", o.buckets},      {"count", step.bucket_count()},       {"gradient_bytes", grad.bytes()},
-          {"ms", with.ms},         {"ms_without", without.ms},           {"copies_alone_ms", alone.ms},
-          {"exposed_ms", exposed}, {"exposed_share", exposed / alone.ms}};
-}
-
-nlohmann::json bench_supervised(Device& device, const Options& o) {
-  const bool small = o.step != "resnet50";
-  const int64_t batch = o.batch ? o.batch : small ? 64 : 16;
-  const ResNetOptions network{
-      .depth = o.step == "resnet50" ? 50 : 18, .cifar_stem = o.step == "resnet18_cifar", .width = 64, .in_channels = 3};
-  const int64_t size = small ? 32 : 224, classes = small ? 10 : 1000;
-  SupervisedStep step(device, network, size, classes, batch);
-  const Timing timing = measure(o.bench, device, [&] { step.run(); });
-  nlohmann::json json = rates(timing, batch);
-  json["case"] = o.step;
-  if (o.buckets > 0) json["buckets"] = bench_buckets(device, o, network, size, classes, batch, timing);
-  return json;
-}
-
-/// A pretraining configuration on `data`: a preset, then --set.
-Config recipe(const Options& o, const Dataset& data) {
-  ConfigBuilder builder;
-  builder.add_preset(o.preset);
-  if (!o.step.empty()) builder.set("method.name", o.step, "--step");
-  for (const std::string& assignment : o.set) builder.set_assignment(assignment);
-  if (o.batch) builder.set("train.batch_size", std::to_string(o.batch), "--batch");
-  Config config = builder.build().config;
-  config.augment.channels = data.channels();
-  return config;
-}
-
-/// One pretraining step of a method on one batch that is used again and again: no loader in the time.
-nlohmann::json bench_method(Device& device, const Options& o) {
-  const auto data = open_dataset(o.data);
-  const Config config = recipe(o, *data);
-  const auto method = make_method(device, config, data->channels());
-  LoaderOptions loader_options;
-  loader_options.workers = 0;
-  loader_options.batch_size = config.train.batch_size;
-  Loader loader(*data, method->views(), loader_options);
-  auto table = std::make_shared<NeighborTable>();
-  table->k = 1;
-  for (int64_t i = 0; i < data->size(); ++i) table->index.push_back(static_cast<int32_t>((i + 1) % data->size()));
-  loader.start_epoch(0, 0, table);
-  Batch batch;
-  if (!loader.next(batch))
-    throw UsageError(cat("--batch {} is larger than {}", config.train.batch_size, data->describe()));
-  Step step(device, [&] { method->step(); });
-  const Timing timing = measure(o.bench, device, [&] {
-    method->load(batch, {});
-    step.run();
-  });
-  nlohmann::json json = rates(timing, config.train.batch_size);
-  json.update({{"case", o.step}, {"preset", o.preset}, {"data", o.data}, {"memory_bytes", device.stats().reserved}});
+  json.update(work->about());
+  if (work->images()) json["images_per_second"] = static_cast<double>(work->images()) / (timing.ms * 1e-3);
+  json["issue_ms"] = issue_ms(device, *work);
+  if (o.work.buckets > 0) json["buckets"] = bench_buckets(device, o.work, o.bench, timing);
+  if (work->calls()) json["calls"] = work->calls();
+  // With the backend's own scratch memory where it counts that; else the tensors' arena.
+  const Backend::Memory memory = device.backend().memory();
+  json["memory_before_bytes"] = before;
+  json["memory_bytes"] = memory.now ? memory.now : device.stats().reserved;
+  json["memory_peak_bytes"] = memory.peak ? memory.peak : device.stats().peak;
   return json;
 }
 
@@ -171,15 +83,15 @@ nlohmann::json bench_method(Device& device, const Options& o) {
 nlohmann::json bench_loader(Device& device, const Options& o) {
   const auto data = open_dataset(o.loader);
   AugmentConfig recipe_of_views;  // MoCo v2's, unless --set
-  if (!o.set.empty()) {
+  if (!o.work.set.empty()) {
     ConfigBuilder builder;
-    for (const std::string& assignment : o.set) builder.set_assignment(assignment);
+    for (const std::string& assignment : o.work.set) builder.set_assignment(assignment);
     recipe_of_views = builder.build().config.augment;
   }
   recipe_of_views.channels = data->channels();
   LoaderOptions loader_options;
   loader_options.workers = o.workers;
-  loader_options.batch_size = o.batch ? o.batch : static_cast<int>(std::min<int64_t>(64, data->size()));
+  loader_options.batch_size = o.work.batch ? o.work.batch : static_cast<int>(std::min<int64_t>(64, data->size()));
   loader_options.max_bad_share = 1;
   const std::vector<ViewSpec> specs{{ViewSpec::Source::own, recipe_of_views, 0},
                                     {ViewSpec::Source::own, recipe_of_views, 1}};
@@ -291,16 +203,17 @@ std::string table(const nlohmann::json& json) {
   return text;
 }
 
-int run(const Options& o) {
-  if (o.op.empty() + o.step.empty() + o.loader.empty() + o.knn.empty() != 3)
-    throw UsageError("bench needs one of --op NAME, --step NAME, --loader SPEC and --knn N,M,D,K");
-  if (o.buckets > 0 && !o.step.starts_with("resnet"))
+int run(Options o) {
+  if (o.op.empty() + o.step.empty() + o.part.empty() + o.loader.empty() + o.knn.empty() != 4)
+    throw UsageError("bench needs one of --op NAME, --step NAME, --part NAME, --loader SPEC and --knn N,M,D,K");
+  if (o.step.empty() && o.part.empty() && !o.exchange.empty()) throw UsageError("--exchange is for --step and --part");
+  if (o.work.buckets > 0 && !o.step.starts_with("resnet"))
     throw UsageError("--buckets goes with --step resnet50, resnet18 or resnet18_cifar");
   start(o.common);
   if (o.floors) {
     if (o.op.empty()) throw UsageError("--floors belongs to --op NAME");
     const DType type = o.dtype == "f32" ? DType::f32 : o.dtype == "f16" ? DType::f16 : DType::bf16;
-    nlohmann::json json = bench_floors(o.op, o.cifar, o.batch ? o.batch : 256, type);
+    nlohmann::json json = bench_floors(o.op, o.cifar, o.work.batch ? o.work.batch : 256, type);
     json["task"] = "bench";
     answer(o.common, json, floors_table(json));
     return 0;
@@ -308,13 +221,15 @@ int run(const Options& o) {
   const auto device = Device::open(o.device);
   nlohmann::json json;
   if (!o.op.empty()) {
-    json = bench_kernels(*device, o.op, o.cifar, o.batch ? o.batch : o.cifar ? 64 : 16, o.bench);
+    json = bench_kernels(*device, o.op, o.cifar, o.work.batch ? o.work.batch : o.cifar ? 64 : 16, o.bench);
   } else if (!o.knn.empty()) {
     json = bench_knn(*device, o);
   } else if (!o.loader.empty()) {
     json = bench_loader(*device, o);
   } else {
-    json = o.step == "moco" || o.step == "csml" ? bench_method(*device, o) : bench_supervised(*device, o);
+    o.work.name = o.step + o.part;
+    o.work.given |= !o.exchange.empty();
+    json = bench_work(*device, o);
   }
   json["task"] = "bench";
   json["device"] = device->name();
@@ -360,27 +275,44 @@ Command bench_command(CLI::App& app) {
       ->type_name("NAME");
   app.add_option("--step", o->step,
                  "A training step: resnet50 (224 px) | resnet18 | resnet18_cifar (32 px, 7x7 or 3x3 stem), all "
-                 "supervised on random images; moco | csml "
-                 "(pretraining, --preset on --data)")
+                 "supervised on random images; moco | csml (pretraining, --preset on --data)")
       ->check(CLI::IsMember({"resnet50", "resnet18", "resnet18_cifar", "moco", "csml"}))
+      ->type_name("NAME");
+  app.add_option("--part", o->part,
+                 "A part of a step, of --size: info_nce (queries, queue rows, dimensions, positives), top_k (queries, "
+                 "rows, dimensions, nearest), commit (parameters)")
+      ->check(CLI::IsMember({"info_nce", "top_k", "commit"}))
+      ->type_name("NAME");
+  app.add_option("--size", o->work.size, "Of --part [256,65536,128,1; 256,65536,128,5; 28000000]")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->type_name("N,…");
+  app.add_option("--exchange", o->exchange,
+                 "Before timing, write what the first run of --step or --part starts from and what it makes to this "
+                 "safetensors file, for bench/pytorch to repeat; of moco and csml with --given")
+      ->type_name("FILE");
+  app.add_flag("--given", o->work.given,
+               "Of --step moco and csml: normalised images that are on the device already, instead of uploading and "
+               "augmenting crops of --data");
+  app.add_option("--precision", o->work.precision, "Of --step: fp32 | bf16 | fp16 [the preset's, fp32]")
       ->type_name("NAME");
   app.add_option("--loader", o->loader, "Two augmented views of each image of a data set")->type_name("SPEC");
   app.add_option("--knn", o->knn, "k-NN of random features: N training, M test, D dimensions, the K nearest vote")
       ->delimiter(',')
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31))
       ->type_name("N,M,D,K");
-  app.add_option("--batch", o->batch, "Images per step [16; 64 for 32 px; the preset's]")
+  app.add_option("--batch", o->work.batch, "Images per step [16; 64 for 32 px; the preset's]")
       ->check(CLI::Range(1, 1 << 20))
       ->type_name("N");
   app.add_option(
-         "--buckets", o->buckets,
+         "--buckets", o->work.buckets,
          "--step resnet…: also with reductions of gradient buckets of so many MiB played by copies of equal bytes "
          "on a second stream; what of their time the step does not hide")
       ->check(CLI::Range(0.001, 4096.0))
       ->type_name("MIB");
-  app.add_option("--preset", o->preset, "Of --step moco and csml")->type_name("NAME")->capture_default_str();
-  app.add_option("--data", o->data, "Of --step moco and csml")->type_name("SPEC")->capture_default_str();
-  app.add_option("--set", o->set, "Any configuration key of --step moco and csml, or of --loader")
+  app.add_option("--preset", o->work.preset, "Of --step moco and csml")->type_name("NAME")->capture_default_str();
+  app.add_option("--data", o->work.data, "Of --step moco and csml")->type_name("SPEC")->capture_default_str();
+  app.add_option("--set", o->work.set, "Any configuration key of --step moco and csml, or of --loader")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
   app.add_flag("--cifar", o->cifar, "--op in the shapes of ResNet-18 at 32 px instead of ResNet-50 at 224 px");
@@ -411,6 +343,7 @@ Command bench_command(CLI::App& app) {
   add_common_options(app, o->common);
   app.footer(
       "Examples: csml bench --step resnet50 --batch 16 --threads 2\n"
+      "          csml bench --part info_nce --size 256,65536,128,2\n"
       "          csml bench --op conv2d --cifar --batch 64\n"
       "          csml bench --op all --floors\n"
       "          csml bench --loader folder:DIR --workers 1\n"

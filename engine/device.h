@@ -76,6 +76,7 @@ class Pool {
 class RecordedStep {
  public:
   void run() { replay_->run(); }
+  int64_t calls() const { return replay_->calls(); }
   size_t reserved() const { return pool_->stats().reserved; }
 
  private:

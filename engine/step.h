@@ -18,6 +18,8 @@ class Step {
   /// Forget the recording, e.g. because a constant of the work changed; the next run() is eager.
   void reset();
   bool recorded() const { return static_cast<bool>(recorded_); }
+  /// Device calls of one run; 0 before it is recorded.
+  int64_t calls() const { return recorded_ ? recorded_->calls() : 0; }
 
  private:
   Device& device_;

@@ -21,6 +21,8 @@ class Replay {
  public:
   virtual ~Replay() = default;
   virtual void run() = 0;
+  /// Calls (CPU) or kernels, copies and fills (GPU) of one run.
+  virtual int64_t calls() const = 0;
 };
 
 /// A short list of views, held by value so that a recorded call owns its arguments.
@@ -44,6 +46,12 @@ class Backend {
   // ---- memory -------------------------------------------------------------------------------------------------------
   virtual void* allocate(size_t bytes) = 0;  // 64-byte aligned; throws when there is none
   virtual void release(void* data) = 0;
+  /// Bytes that allocate() has given out, scratch memory of the backend included: now and at most so far. Zeros where
+  /// the backend does not count them.
+  struct Memory {
+    size_t now = 0, peak = 0;
+  };
+  virtual Memory memory() const { return {}; }
   virtual void upload(void* device, const void* host, size_t bytes) = 0;  // never recorded
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;

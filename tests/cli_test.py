@@ -426,6 +426,12 @@ class CliTest(unittest.TestCase):
         self.assertGreater(step["buckets"]["copies_alone_ms"], 0)
         self.fails(2, "--buckets goes with --step resnet50", "bench", "--step", "moco", "--buckets", 8)
         self.assertEqual((step["case"], step["batch"]), ("resnet18_cifar", 2))
+        given = self.answers("bench", "--step", "moco", "--given", *TINY, *short)
+        self.assertEqual((given["data"], given["precision"]), ("given", "fp32"))
+        part = self.answers("bench", "--part", "top_k", "--size", "8,50,8,3", *short)
+        self.assertEqual((part["case"], part["rows"], part["nearest"]), ("top_k", 50, 3))
+        self.fails(2, "takes 4 numbers: queries, rows, dimensions, nearest", "bench", "--part", "top_k", "--size", "8,50")
+        self.fails(2, "the 9 nearest of 5", "bench", "--part", "top_k", "--size", "2,5,4,9")
 
     def test_floors(self):
         floors = self.answers("bench", "--op", "l2_normalize", "--floors", "--dtype", "f32")["floors"]

@@ -13,6 +13,7 @@ class TapeReplay final : public Replay {
   void run() override {
     for (const auto& call : calls_) call();
   }
+  int64_t calls() const override { return static_cast<int64_t>(calls_.size()); }
 
  private:
   std::vector<std::function<void()>> calls_;

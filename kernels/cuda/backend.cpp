@@ -1,5 +1,6 @@
 #include "kernels/cuda/backend.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 
@@ -103,6 +104,9 @@ class Event {
 class GraphReplay final : public Replay {
  public:
   GraphReplay(cudaGraph_t graph, cudaStream_t stream, bool sync) : stream_(stream), sync_(sync) {
+    size_t nodes = 0;
+    CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &nodes));
+    calls_ = static_cast<int64_t>(nodes);
     CUDA_CHECK(cudaGraphInstantiate(&graph_, graph, 0));
   }
   ~GraphReplay() override { cudaGraphExecDestroy(graph_); }
@@ -110,9 +114,11 @@ class GraphReplay final : public Replay {
     CUDA_CHECK(cudaGraphLaunch(graph_, stream_));
     if (sync_) CUDA_CHECK(cudaStreamSynchronize(stream_));
   }
+  int64_t calls() const override { return calls_; }
 
  private:
   cudaGraphExec_t graph_ = nullptr;
+  int64_t calls_ = 0;
   cudaStream_t stream_;
   bool sync_;
 };
@@ -194,10 +200,17 @@ void* CudaBackend::allocate(size_t bytes) {
                     state_->card, state_->properties.name, gib(bytes), gib(free), gib(total)));
   }
   CUDA_CHECK(status);
+  blocks_.emplace(data, bytes);
+  memory_.now += bytes;
+  memory_.peak = std::max(memory_.peak, memory_.now);
   return data;
 }
 
 void CudaBackend::release(void* data) {
+  if (const auto block = blocks_.find(data); block != blocks_.end()) {
+    memory_.now -= block->second;
+    blocks_.erase(block);
+  }
   const cudaError_t status = cudaFree(data);
   if (status != cudaSuccess)  // called by destructors
     fmt::print(stderr, "warning: cudaFree: {} ({})\n", cudaGetErrorString(status), cudaGetErrorName(status));

@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <string>
+#include <unordered_map>
 
 #include "kernels/cuda/kernels.h"
 
@@ -28,6 +29,7 @@ class CudaBackend final : public Backend {
 
   void* allocate(size_t bytes) override;
   void release(void* data) override;
+  Memory memory() const override { return memory_; }
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override;
@@ -105,7 +107,9 @@ class CudaBackend final : public Backend {
   /// Under CSML_SYNC=1: waits, and throws what went wrong in `call`.
   void finish(const char* call);
 
-  std::unique_ptr<State> state_;
+  std::unordered_map<void*, size_t> blocks_;  // of allocate(), with their bytes
+  Memory memory_;
+  std::unique_ptr<State> state_;  // its end releases blocks
 };
 
 }  // namespace csml

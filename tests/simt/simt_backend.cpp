@@ -22,6 +22,7 @@ class TapeReplay final : public Replay {
     const Recording recording(context_);
     for (const auto& call : calls_) call();
   }
+  int64_t calls() const override { return static_cast<int64_t>(calls_.size()); }
 
  private:
   cuda::Context& context_;
