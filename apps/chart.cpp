@@ -10,15 +10,17 @@ namespace {
 
 constexpr double kWidth = 560, kHeight = 240, kLeft = 52, kRight = 14, kTop = 12, kBottom = 34;
 constexpr size_t kMostPoints = 400;  // per line; more are averaged in buckets
+constexpr double kLargest = 1e300;   // drawn at most: the extent of an axis must be a number
 
 struct Axis {
   double low = 0, high = 1, step = 1;
   double share(double value) const { return (value - low) / (high - low); }
 };
 
-/// An axis over [low, high] with about `count` ticks at multiples of 1, 2 or 5 times a power of ten.
+/// An axis over [low, high], both within kLargest, with about `count` ticks at multiples of 1, 2 or 5 times a power of
+/// ten. What is nearly one value gets room around it: ticks must be told apart, as numbers too.
 Axis make_axis(double low, double high, int count, bool to_ticks) {
-  if (!(high > low)) {
+  if (!(high - low > std::max(1e-300, 1e-9 * std::max(std::abs(low), std::abs(high))))) {
     const double half = std::max(1e-9, std::abs(low) * 0.05);
     low -= half, high += half;
   }
@@ -38,6 +40,14 @@ std::string tick_text(double value, double step) {
   const double size = std::abs(value);
   if (size >= 1e6 || size < 1e-3) return cat("{:.3g}", value);
   return cat("{:.{}f}", value, std::clamp(static_cast<int>(-std::floor(std::log10(step) + 1e-9)), 0, 6));
+}
+
+/// The points that can be drawn; a value that cannot becomes a gap.
+std::vector<std::pair<double, double>> drawable(std::vector<std::pair<double, double>> points) {
+  std::erase_if(points, [](const auto& p) { return !(std::abs(p.first) <= kLargest); });
+  for (auto& [x, y] : points)
+    if (!(std::abs(y) <= kLargest)) y = std::numeric_limits<double>::quiet_NaN();
+  return points;
 }
 
 std::vector<std::pair<double, double>> reduce(const std::vector<std::pair<double, double>>& points) {
@@ -92,7 +102,7 @@ std::string chart_html(const Chart& chart) {
   double x_low = kInfinity, x_high = -kInfinity, y_low = kInfinity, y_high = -kInfinity;
   std::vector<Series> lines;
   for (const Series& series : chart.series) {
-    lines.push_back({series.name, reduce(series.points)});
+    lines.push_back({series.name, reduce(drawable(series.points))});
     for (const auto& [x, y] : lines.back().points) {
       if (!std::isfinite(y)) continue;
       x_low = std::min(x_low, x), x_high = std::max(x_high, x);
@@ -100,7 +110,8 @@ std::string chart_html(const Chart& chart) {
     }
   }
   if (!std::isfinite(x_low)) return "";
-  if (chart.level) y_low = std::min(y_low, chart.level->first), y_high = std::max(y_high, chart.level->first);
+  const auto level = chart.level && std::abs(chart.level->first) <= kLargest ? chart.level : std::nullopt;
+  if (level) y_low = std::min(y_low, level->first), y_high = std::max(y_high, level->first);
   if (chart.from_zero) y_low = std::min(0.0, y_low);
   if (chart.top) y_high = *chart.top;
   const Axis x = make_axis(std::min(0.0, x_low), x_high, 6, false), y = make_axis(y_low, y_high, 4, true);
@@ -120,13 +131,13 @@ std::string chart_html(const Chart& chart) {
                tick_text(v, x.step));
   svg += cat("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>\n", kWidth - kRight, kHeight - 4,
              escape_html(chart.x_label));
-  if (chart.level) {
-    const double at = py(chart.level->first);
+  if (level) {
+    const double at = py(level->first);
     const bool below = at < kTop + 16;  // the label stays inside the picture
-    svg += cat(
-        "<line class=\"level\" x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/>"
-        "<text class=\"level-text\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>\n",
-        kLeft, kWidth - kRight, at, at, kWidth - kRight, below ? at + 14 : at - 5, escape_html(chart.level->second));
+    svg +=
+        cat("<line class=\"level\" x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/>"
+            "<text class=\"level-text\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>\n",
+            kLeft, kWidth - kRight, at, at, kWidth - kRight, below ? at + 14 : at - 5, escape_html(level->second));
   }
   for (size_t s = 0; s < lines.size(); ++s) {
     std::string path;

@@ -36,10 +36,6 @@ std::string device_of(const std::string& asked, const Launch& job) {
   return cat("cuda:{}", cards == 1 ? 0 : job.local_rank);
 }
 
-std::string json_line(const nlohmann::json& json) {
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
 void answer(const CommonOptions& options, const nlohmann::json& json, const std::string& text) {
   const std::string line = options.json ? json_line(json) + "\n" : text;
   const bool written = std::fwrite(line.data(), 1, line.size(), stdout) == line.size() && std::fflush(stdout) == 0;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/comm.h"
+#include "engine/json.h"
 
 namespace csml {
 
@@ -46,8 +47,5 @@ void answer(const CommonOptions& options, const nlohmann::json& json, const std:
 /// The device of this process by what was asked for: of several processes on one machine each takes the card of its
 /// number, or the only one it sees.
 std::string device_of(const std::string& asked, const Launch& job);
-
-/// JSON as text on one line; bytes that are not UTF-8 (of a file's name) are replaced.
-std::string json_line(const nlohmann::json& json);
 
 }  // namespace csml

@@ -183,6 +183,9 @@ void ConfigBuilder::put(const std::string& key, const json& value, const std::st
                         const std::string& origin) {
   if (!origin_.contains(key)) unknown_key(key, place);
   try {
+    value.dump();  // as every record of the configuration will be written
+  } catch (const json::type_error&) { throw UsageError(cat("{}: the value of {} is not UTF-8 text", place, key)); }
+  try {
     config_from_json({{section_of(key), {{name_of_key(key), value}}}});
   } catch (const UsageError& e) { throw UsageError(cat("{}: {}", place, e.what())); }
   values_[section_of(key)][name_of_key(key)] = value;

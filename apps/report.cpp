@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <limits>
 #include <set>
 
 #include "apps/command.h"
@@ -10,7 +9,9 @@
 #include "apps/html.h"
 #include "apps/report_pictures.h"
 #include "apps/report_style.h"
+#include "apps/run_metrics.h"
 #include "csml/base.h"
+#include "engine/json.h"
 #include "engine/log.h"
 #include "version.h"
 
@@ -21,7 +22,6 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kMostTextBytes = size_t{1} << 30;
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 struct Options {
   CommonOptions common;
@@ -29,94 +29,6 @@ struct Options {
   int samples = 6, images = 2000;
   bool pictures = true;
 };
-
-struct Metrics {
-  std::vector<json> step, epoch, eval, event;
-  double steps_per_epoch = 0;  // 0: unknown
-  std::string x_label() const { return steps_per_epoch > 0 ? "epoch" : "step"; }
-  double x(const json& line) const {
-    const double step_number = line.value("step", 0.0);
-    return steps_per_epoch > 0 ? step_number / steps_per_epoch : step_number;
-  }
-};
-
-double number(const json& line, const std::string& key) {
-  const auto found = line.find(key);
-  return found != line.end() && found->is_number() ? found->get<double>() : kNan;
-}
-
-std::string text_of(const json& line, const std::string& key) {
-  const auto found = line.find(key);
-  if (found == line.end() || found->is_null()) return "";
-  return found->is_string() ? found->get<std::string>() : json_line(*found);
-}
-
-std::vector<json> read_lines(const fs::path& path) {
-  std::vector<json> lines;
-  std::error_code error;
-  if (!fs::exists(path, error)) return lines;
-  const std::string text = read_text_file(path, kMostTextBytes);
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    json line = json::parse(text.begin() + static_cast<std::ptrdiff_t>(at),
-                            text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
-    if (line.is_object()) lines.push_back(std::move(line));  // a torn last line of a killed run is left out
-    at = end + 1;
-  }
-  return lines;
-}
-
-Metrics read_metrics(const fs::path& path) {
-  Metrics metrics;
-  for (json& line : read_lines(path)) {
-    const std::string kind = text_of(line, "kind");
-    if (kind == "epoch" && metrics.steps_per_epoch == 0 && number(line, "step") > 0)
-      metrics.steps_per_epoch = number(line, "step") / (line.value("epoch", 0.0) + 1);
-    if (kind == "step")
-      metrics.step.push_back(std::move(line));
-    else if (kind == "epoch")
-      metrics.epoch.push_back(std::move(line));
-    else if (kind == "eval")
-      metrics.eval.push_back(std::move(line));
-    else if (kind == "event")
-      metrics.event.push_back(std::move(line));
-  }
-  return metrics;
-}
-
-Series series(const Metrics& metrics, const std::vector<json>& lines, const std::string& name, const std::string& key,
-              double factor = 1) {
-  Series out{name, {}};
-  for (const json& line : lines) {
-    const size_t dot = key.find('.');
-    double value = kNan;
-    if (dot == std::string::npos)
-      value = number(line, key);
-    else if (line.contains(key.substr(0, dot)))
-      value = number(line[key.substr(0, dot)], key.substr(dot + 1));
-    out.points.emplace_back(metrics.x(line), value * factor);
-  }
-  return out;
-}
-
-bool has_values(const Series& s) {
-  return std::any_of(s.points.begin(), s.points.end(), [](const auto& p) { return std::isfinite(p.second); });
-}
-
-double last(const Series& s) {
-  for (auto it = s.points.rbegin(); it != s.points.rend(); ++it)
-    if (std::isfinite(it->second)) return it->second;
-  return kNan;
-}
-
-double median(const Series& s) {
-  std::vector<double> values;
-  for (const auto& [x, y] : s.points)
-    if (std::isfinite(y)) values.push_back(y);
-  if (values.empty()) return kNan;
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
-  return values[values.size() / 2];
-}
 
 bool has_queue(const std::optional<Config>& config) {
   return config && base_of(config->method).negatives == Base::Negatives::queue;
@@ -265,7 +177,7 @@ std::string results_html(const fs::path& run, const Metrics& m) {
     if (entry.path().extension() == ".json" && entry.path().filename() != "environment.json")
       files.insert(entry.path());
   for (const fs::path& file : files) {
-    json result = json::parse(read_text_file(file, kMostTextBytes), nullptr, false);
+    json result = parse_json(read_text_file(file, kMostTextBytes));
     if (!result.is_object() || !result.contains("top1")) continue;
     result["file"] = file.filename().string();
     lines.push_back(std::move(result));
@@ -352,7 +264,7 @@ std::string run_html(const fs::path& run, const Metrics& m, const std::vector<js
     html += cat("<pre>{}</pre>\n", escape_html(read_text_file(run / "command.txt", kMostTextBytes)));
   html += config_html(run);
   if (fs::exists(run / "environment.json", error)) {
-    const json environment = json::parse(read_text_file(run / "environment.json", kMostTextBytes), nullptr, false);
+    const json environment = parse_json(read_text_file(run / "environment.json", kMostTextBytes));
     std::string rows;
     if (environment.is_object())
       for (const auto& [key, value] : environment.items())
@@ -398,7 +310,7 @@ int run(const Options& o) {
   const fs::path folder = o.run;
   if (!fs::is_directory(folder)) throw Error(cat("{}: no such run folder", o.run));
   const Metrics metrics = read_metrics(folder / "metrics.jsonl");
-  const std::vector<json> bad_images = read_lines(folder / "bad_images.jsonl");
+  const std::vector<json> bad_images = read_json_lines(folder / "bad_images.jsonl");
   const std::optional<Checkpoint> newest = newest_checkpoint(folder, log_warn);
   if (metrics.step.empty() && metrics.eval.empty() && !newest)
     throw Error(cat("{} holds no run: neither metrics.jsonl nor a checkpoint", o.run));
@@ -440,7 +352,7 @@ int run(const Options& o) {
          {{"task", "report"},
           {"out", out.string()},
           {"bytes", digest.bytes},
-          {"steps", metrics.step.empty() ? 0.0 : metrics.step.back().value("step", 0.0)},
+          {"steps", metrics.step.empty() ? 0.0 : number(metrics.step.back(), "step")},
           {"checkpoint", newest ? json(newest->folder.string()) : json()}},
          cat("{}\n", out.string()));
   return 0;

@@ -57,13 +57,9 @@ std::vector<int64_t> balanced_labels(const std::vector<int>& labels, int class_c
 std::vector<int64_t> listed_labels(const Dataset& dataset, const std::filesystem::path& file, int64_t* unmatched) {
   std::ifstream in(file);
   if (!in) throw Error(cat("cannot read the list of labelled images {}", file.string()));
-  constexpr int64_t kTwice = -1;
   const auto last_part = [](const std::string& path) { return path.substr(path.find_last_of('/') + 1); };
-  std::unordered_map<std::string, int64_t> by_name;
-  for (int64_t i = 0; i < dataset.size(); ++i) {
-    const auto [at, fresh] = by_name.emplace(last_part(dataset.name(i)), i);
-    if (!fresh) at->second = kTwice;
-  }
+  std::unordered_map<std::string, std::vector<int64_t>> by_name;
+  for (int64_t i = 0; i < dataset.size(); ++i) by_name[last_part(dataset.name(i))].push_back(i);
   std::vector<int64_t> chosen;
   *unmatched = 0;
   int64_t number = 0;
@@ -82,17 +78,15 @@ std::vector<int64_t> listed_labels(const Dataset& dataset, const std::filesystem
     const auto found = by_name.find(last_part(line));
     if (found == by_name.end()) {
       ++*unmatched;
-    } else if (found->second != kTwice) {
-      chosen.push_back(found->second);
+    } else if (found->second.size() == 1) {
+      chosen.push_back(found->second.front());
     } else {  // the same file name in several folders: the path decides
-      int64_t match = kTwice;
-      for (int64_t i = 0; i < dataset.size(); ++i) {
-        if (!dataset.name(i).ends_with("/" + line)) continue;
-        if (match != kTwice || line.find('/') == std::string::npos)
-          throw Error(cat("{}:{}: {} fits several images; give more of its path", file.string(), number, line));
-        match = i;
-      }
-      match == kTwice ? void(++*unmatched) : chosen.push_back(match);
+      std::vector<int64_t> matches;
+      for (int64_t i : found->second)
+        if (dataset.name(i).ends_with("/" + line)) matches.push_back(i);
+      if (matches.size() > 1)
+        throw Error(cat("{}:{}: {} fits several images; give more of its path", file.string(), number, line));
+      matches.empty() ? void(++*unmatched) : chosen.push_back(matches.front());
     }
   }
   if (chosen.empty())

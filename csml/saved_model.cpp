@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/json.h"
 #include "engine/log.h"
 #include "models/weights.h"
 
@@ -18,7 +19,8 @@ std::vector<NamedArray> read_arrays(const SafetensorsFile& file, const std::stri
 
 SavedModel from_checkpoint(Device& device, const Checkpoint& checkpoint, const std::string& which) {
   SavedModel out;
-  if (!checkpoint.user.contains("config") || !checkpoint.user.contains("in_channels"))
+  if (!checkpoint.user.contains("config") || !checkpoint.user.contains("in_channels") ||
+      !checkpoint.user["in_channels"].is_number_integer())
     throw Error(cat("{}: its manifest holds no configuration; it was not written by csml pretrain or csml import",
                     checkpoint.folder.string()));
   out.config = config_from_json(checkpoint.user["config"]);
@@ -55,12 +57,17 @@ ModelConfig recognise_model(const ArrayShapes& shapes, const std::string& place,
     const Shape& shape = shapes.at(name);
     if (dimension >= shape.rank())
       throw Error(cat("{}: '{}' has shape {}: this is no ResNet of ours", place, name, shape.text()));
+    constexpr int64_t kMost = 65536;
+    if (shape[dimension] < 1 || shape[dimension] > kMost)
+      throw Error(cat("{}: '{}' has shape {}: this is no ResNet of ours", place, name, shape.text()));
     return static_cast<int>(shape[dimension]);
   };
   if (!has_module("conv1") || !has_module("layer1.0.conv1"))
     throw Error(cat("{}: no 'conv1.weight' and 'layer1.0.conv1.weight': this is no torchvision ResNet", place));
   ModelConfig config;
   config.width = extent("conv1.weight", 0);
+  if (config.width > 1024)
+    throw Error(cat("{}: {} channels in the first stage are more than 1024", place, config.width));
   *in_channels = extent("conv1.weight", 1);
   config.stem = extent("conv1.weight", 2) == 3 ? "cifar" : "imagenet";
   auto blocks = [&](int layer) {
@@ -119,7 +126,7 @@ AugmentConfig file_normalisation(const SafetensorsFile& file, AugmentConfig othe
   for (const auto& [name, values] : parts) {
     const auto found = file.metadata().find(name);
     if (found == file.metadata().end()) continue;
-    const nlohmann::json list = nlohmann::json::parse("[" + found->second + "]", nullptr, false);
+    const nlohmann::json list = parse_json("[" + found->second + "]");
     const bool numbers = list.is_array() && !list.empty() && list.size() <= values->size() &&
                          std::all_of(list.begin(), list.end(), [](const nlohmann::json& v) { return v.is_number(); });
     if (!numbers)

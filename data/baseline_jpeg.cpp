@@ -88,9 +88,15 @@ inline __m256i packed(Sums x) {
 /// "islow" method of the IJG's library rounds them; the results are shifted right by `shift`.
 template <int shift>
 inline void transform(__m256i (&x)[8]) {
-  const Pairs p04 = pairs(x[0], x[4]), p26 = pairs(x[2], x[6]);
+  const Pairs p26 = pairs(x[2], x[6]);
   const Sums half = {_mm256_set1_epi32(1 << (shift - 1)), _mm256_set1_epi32(1 << (shift - 1))};
-  const Sums e0 = rotate<8192, 8192>(p04) + half, e1 = rotate<8192, -8192>(p04) + half;
+  // Sums wrap in 16 bits where libjpeg-turbo's do, which shows only in files that no picture was made into.
+  const auto times_8192 = [](__m256i a) {
+    const Pairs high = pairs(_mm256_setzero_si256(), a);
+    return Sums{_mm256_srai_epi32(high.low, 3), _mm256_srai_epi32(high.high, 3)};
+  };
+  const Sums e0 = times_8192(_mm256_add_epi16(x[0], x[4])) + half;
+  const Sums e1 = times_8192(_mm256_sub_epi16(x[0], x[4])) + half;
   const Sums e2 = rotate<4433, 4433 - 15137>(p26), e3 = rotate<4433 + 6270, 4433>(p26);
   const Sums even0 = e0 + e3, even3 = e0 - e3, even1 = e1 + e2, even2 = e1 - e2;
 
@@ -136,14 +142,20 @@ struct Block {
   }
 };
 
+// Both transforms are false where the first row of coefficients leaves 14 bits, which no picture's does: libjpeg-turbo
+// then wraps or saturates, by whether the other rows are empty.
+
 /// Samples of a block of which only the first coefficient is not zero.
-void fill_constant(const Block& block) {
-  const int dc = (static_cast<int16_t>(block.coefficients[0] * block.quant[0]) * 4 + 16) >> 5;
+bool fill_constant(const Block& block) {
+  const int coefficient = static_cast<int16_t>(block.coefficients[0] * block.quant[0]);
+  if (coefficient < -8192 || coefficient > 8191) return false;
+  const int dc = (coefficient * 4 + 16) >> 5;
   for (int y = 0; y < 8; ++y) std::memset(block.out + y * block.stride, std::clamp(dc + 128, 0, 255), 8);
+  return true;
 }
 
 /// Samples of two blocks, which may be one.
-void inverse_dct(const Block& one, const Block& two) {
+bool inverse_dct(const Block& one, const Block& two) {
   const auto both = [](const void* a, const void* b, int i) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(a) + i)),
                                    _mm_loadu_si128(static_cast<const __m128i*>(b) + i), 1);
@@ -151,6 +163,8 @@ void inverse_dct(const Block& one, const Block& two) {
   __m256i x[8];
   for (int i = 0; i < 8; ++i)
     x[i] = _mm256_mullo_epi16(both(one.coefficients, two.coefficients, i), both(one.quant, two.quant, i));
+  const __m256i in_range = _mm256_cmpeq_epi16(_mm256_srai_epi16(x[0], 13), _mm256_srai_epi16(x[0], 15));
+  if (_mm256_movemask_epi8(in_range) != -1) return false;
   transform<13 - 2>(x);
   transpose(x);
   transform<13 + 2 + 3>(x);
@@ -165,6 +179,7 @@ void inverse_dct(const Block& one, const Block& two) {
     store(one, _mm256_castsi256_si128(rows));
     store(two, _mm256_extracti128_si256(rows, 1));
   }
+  return true;
 }
 
 /// Blocks on their way from entropy decoding to the transform, which takes two that are not the latest: loads that
@@ -173,15 +188,17 @@ class BlockQueue {
  public:
   /// Where the next block is read to.
   Block& next() { return blocks_[(first_ + count_) % kSize]; }
-  void push() {
-    if (++count_ < kSize - 1) return;
-    inverse_dct(at(0), at(1));
+  bool push() {
+    if (++count_ < kSize - 1) return true;
+    const bool done = inverse_dct(at(0), at(1));
     first_ = (first_ + 2) % kSize;
     count_ -= 2;
+    return done;
   }
-  void finish() {
-    if (count_ > 0) inverse_dct(at(0), at(count_ - 1));
+  bool finish() {
+    const bool done = count_ == 0 || inverse_dct(at(0), at(count_ - 1));
     count_ = 0;
+    return done;
   }
 
  private:
@@ -402,15 +419,11 @@ bool decode_baseline(const BaselineScan& scan, const Window& region, Image& out)
             if (!wanted) continue;
             block.quant = scan.component[c].quant;
             block.out = plane.row(8 * (my * v + by)) + 8 * (mx * h + bx), block.stride = plane.stride;
-            if (last == 0) {
-              fill_constant(block);
-            } else {
-              blocks.push();
-            }
+            if (!(last == 0 ? fill_constant(block) : blocks.push())) return false;
           }
       }
     }
-    blocks.finish();
+    if (!blocks.finish()) return false;
     // The last row of an MCU row waits for the samples below it.
     const int ready = my + 1 == row1 ? scan.height : (my + 1) * 8 * v_max - (v_max - 1);
     for (; done < std::min(ready, region.y + region.height); ++done) {

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -11,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <optional>
 
 #include <jpeglib.h>  // after <cstdio>: it uses FILE without including it
@@ -19,6 +19,7 @@
 // clang-format on
 
 #include "data/baseline_jpeg.h"
+#include "data/png_bmp.h"
 #include "kernels/check.h"
 
 namespace csml {
@@ -52,14 +53,6 @@ namespace csml {
 namespace {
 
 using Bytes = std::span<const uint8_t>;
-
-uint32_t big32(const uint8_t* p) {
-  return uint32_t{p[0]} << 24 | uint32_t{p[1]} << 16 | uint32_t{p[2]} << 8 | uint32_t{p[3]};
-}
-uint32_t little32(const uint8_t* p) {
-  return uint32_t{p[3]} << 24 | uint32_t{p[2]} << 16 | uint32_t{p[1]} << 8 | uint32_t{p[0]};
-}
-uint16_t little16(const uint8_t* p) { return static_cast<uint16_t>(p[1] << 8 | p[0]); }
 
 bool starts_with(Bytes bytes, std::initializer_list<int> magic) {
   if (bytes.size() < magic.size()) return false;
@@ -314,39 +307,6 @@ DecodeInfo decode_jpeg(Bytes bytes, int channels, Image& out, const DecodeLimits
 
 // ---- PNG, BMP, PNM -------------------------------------------------------------------------------------------------
 
-/// stb_image skips checksums and unfinished files, so the chunks are walked first; the checksums of ancillary chunks do
-/// not matter to the pixels.
-void check_png(Bytes bytes) {
-  size_t at = 8;
-  bool data = false;
-  for (int chunk = 0;; ++chunk) {
-    if (bytes.size() < at + 12) throw Error("truncated PNG: its last chunk is missing");
-    const size_t length = big32(&bytes[at]);
-    const uint8_t* type = &bytes[at + 4];
-    const std::string name = cat("{:c}{:c}{:c}{:c}", type[0], type[1], type[2], type[3]);
-    if (chunk == 0 && name == "CgBI") throw Error("PNG in Apple's CgBI variant is not supported");
-    if (chunk == 0 && (name != "IHDR" || length != 13)) throw Error("damaged PNG: it does not begin with a header");
-    if (length > bytes.size() - at - 12) throw Error(cat("truncated PNG: the file ends inside chunk {}", chunk));
-    const bool critical = type[0] >= 'A' && type[0] <= 'Z';
-    if (critical && crc32(0, type, static_cast<uInt>(length + 4)) != big32(&bytes[at + 8 + length]))
-      throw Error(cat("damaged PNG: wrong checksum of chunk {}", chunk));
-    if (name == "IDAT") data = true;
-    if (name == "IEND") break;
-    at += length + 12;
-  }
-  if (!data) throw Error("damaged PNG: it holds no image data");
-}
-
-/// stb_image reads zeros past the end of a BMP.
-void check_bmp(Bytes bytes, int height, int width) {
-  if (bytes.size() < 54) throw Error("truncated BMP: the header is incomplete");
-  const bool core = little32(&bytes[14]) == 12;
-  const uint64_t offset = little32(&bytes[10]), bits = little16(&bytes[core ? 24 : 28]);
-  const uint64_t need = offset + (static_cast<uint64_t>(width) * bits + 31) / 32 * 4 * static_cast<uint64_t>(height);
-  // Writers disagree on the padding of the last row.
-  if (bytes.size() + 3 < need) throw Error(cat("truncated BMP: {} bytes where {} are needed", bytes.size(), need));
-}
-
 /// Binary PGM and PPM. Not through stb_image: its 2022 snapshot reads past a 16-bit PNM when it changes the channels.
 DecodeInfo decode_pnm(Bytes bytes, int channels, Image& out, const DecodeLimits& limits) {
   size_t at = 2;
@@ -390,23 +350,26 @@ DecodeInfo decode_pnm(Bytes bytes, int channels, Image& out, const DecodeLimits&
 
 DecodeInfo decode_stb(Bytes bytes, ImageFormat format, int channels, Image& out, const DecodeLimits& limits) {
   const char* name = format == ImageFormat::png ? "PNG" : "BMP";
-  const int size = static_cast<int>(bytes.size());
+  std::vector<uint8_t> completed;
   if (format == ImageFormat::png) {
-    check_png(bytes);
-    check_extent(big32(&bytes[20]), big32(&bytes[16]), limits);
+    completed = checked_png(bytes);
+    const PngExtent extent = png_extent(bytes);
+    check_extent(extent.height, extent.width, limits);
   }
   stb_largest_block = 1 << 16;
   int width = 0, height = 0, parts = 0;
-  if (!stbi_info_from_memory(bytes.data(), size, &width, &height, &parts))
+  if (!stbi_info_from_memory(bytes.data(), static_cast<int>(bytes.size()), &width, &height, &parts))
     throw Error(cat("damaged {}: {}", name, stbi_failure_reason()));
-  check_extent(height, width, limits);
-  if (format == ImageFormat::bmp) check_bmp(bytes, height, width);
+  if (format == ImageFormat::bmp && height < 0 && height != std::numeric_limits<int>::min()) height = -height;
+  check_extent(height, width, limits);  // a BMP's height is negative where its rows go downwards
+  if (format == ImageFormat::bmp) completed = checked_bmp(bytes, height, width);
+  if (!completed.empty()) bytes = completed;
   // Twice the widest raw image (4 channels of 16 bits): stb_image grows its inflate buffer by doubling.
   stb_largest_block = std::min<size_t>(limits.memory, (size_t{1} << 16) + size_t{16} * width * height + 16 * height);
   int w = 0, h = 0;
   // Gray comes from RGB by our own formula, so that both channel counts agree with Pillow.
-  const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(stbi_load_from_memory(bytes.data(), size, &w, &h, &parts, 3),
-                                                         std::free);
+  const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
+      stbi_load_from_memory(bytes.data(), static_cast<int>(bytes.size()), &w, &h, &parts, 3), std::free);
   if (!pixels) throw Error(cat("damaged {}: {}", name, stbi_failure_reason()));
   CHECK(w == width && h == height, "{} decoded to {} x {} where its header says {} x {}", name, w, h, width, height);
   out.reset(h, w, channels);

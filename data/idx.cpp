@@ -37,12 +37,13 @@ Idx read_idx(const std::string& path, int rank) {
   gzFile opened = gzopen(path.c_str(), "rb");
   if (!opened) throw Error(cat("{}: cannot open the file", path));
   const Closer closer{opened};
+  const auto damaged = [&path] { return Error(cat("{}: truncated or damaged IDX file", path)); };
   gzbuffer(opened, 1 << 17);
   const auto read = [&](void* to, size_t count) {
     for (size_t done = 0; done < count;) {
       const auto step = static_cast<unsigned>(std::min<size_t>(count - done, size_t{1} << 24));
       const int got = gzread(opened, static_cast<uint8_t*>(to) + done, step);
-      if (got <= 0) throw Error(cat("{}: truncated or damaged IDX file", path));
+      if (got <= 0) throw damaged();
       done += static_cast<size_t>(got);
     }
   };
@@ -71,6 +72,10 @@ Idx read_idx(const std::string& path, int rank) {
   }
   uint8_t extra;
   if (gzread(opened, &extra, 1) > 0) throw Error(cat("{}: longer than its header says", path));
+  // Behind the data of a gzip file stands its checksum; without it zlib reports an end like any other, and an error.
+  int code = Z_OK;
+  gzerror(opened, &code);
+  if (code != Z_OK) throw damaged();
   return idx;
 }
 

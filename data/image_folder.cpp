@@ -228,6 +228,7 @@ std::unique_ptr<Dataset> open_list(const DatasetSpec& spec, const DecodeLimits& 
     if (tab == std::string::npos && !digits) word.clear();
     if (!word.empty()) line.resize(cut);
     while (!line.empty() && std::strchr(" \t", line.back())) line.pop_back();
+    if (line.empty()) throw Error(cat("data set list:{}: line {} has a label but no path", spec.path, line_number));
     if (!words.empty() && words.front().empty() != word.empty())
       throw Error(cat("data set list:{}: line {} {} a label, unlike the lines before", spec.path, line_number,
                       word.empty() ? "lacks" : "has"));

@@ -56,7 +56,8 @@ struct HuffmanTable {
     for (int length = 1; length <= 16; ++length, code <<= 1) {
       offset[static_cast<size_t>(length)] = index - code;
       for (int i = 0; i < from.counts[length]; ++i, ++index, ++code) {
-        if (index >= 256 || code >= 1 << length || from.values[index] > largest_symbol) return false;
+        // No code is all ones.
+        if (index >= 256 || code + 1 >= 1 << length || from.values[index] > largest_symbol) return false;
         const int free = kPeek - length;
         if (free >= 0)
           std::fill_n(&entry[static_cast<size_t>(code) << free], size_t{1} << free, single(from.values[index], length));

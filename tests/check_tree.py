@@ -30,7 +30,7 @@ VENDOR = {
     r"cuda|cudnn|cublas|nv": ["kernels/cuda/", "tests/vendor/"],
     r"nccl": ["engine/comm_nccl.cpp"],
     r"mpi\.h": ["engine/comm_mpi.cpp"],
-    r"jpeglib|turbojpeg|jerror": ["data/decode.cpp", "tests/decode_test.cpp", "tests/roi_decode_test.cpp"],
+    r"jpeglib|turbojpeg|jerror": ["data/decode.cpp", "tests/decode_test.cpp", "tests/roi_decode_test.cpp", "tests/fuzz/"],
     r"linear\.h": ["csml/svm.cpp"],
     r"stb/": ["data/decode.cpp", "apps/picture.cpp"],
 }

@@ -114,6 +114,8 @@ TEST_CASE("a wrong value is refused by name, with the place") {
   CHECK(contains(refused("method.weights=0.5,x"), "method.weights must be a list of numbers"));
   CHECK(contains(refused("augment.std=[]"), "1 to 4 numbers"));
   CHECK(contains(refused("train.epochs"), "section.key=value"));
+  CHECK(contains(refused("data.train=folder:caf\xE9"), "the value of data.train is not UTF-8 text"));
+  CHECK(contains(refused("train.epochs=\xFF"), "the value of train.epochs is not UTF-8 text"));
 
   const std::string text = "[train]\nepochs = 3\nbatch_size = \"big\"\n";
   CHECK(contains(usage_error([&] { ConfigBuilder().add_toml(text, "a.toml"); }),

@@ -103,6 +103,15 @@ TEST_CASE("idx: plain and gzipped, both namings, gray repeated, size") {
   const gzFile gz = gzopen(packed.c_str(), "wb");
   REQUIRE(gzwrite(gz, plain.data(), static_cast<unsigned>(plain.size())) == static_cast<int>(plain.size()));
   gzclose(gz);
+  // A gzip file ends with its checksum and its length: neither may be missing or wrong.
+  const std::string whole = slurp(packed);
+  for (size_t missing = 1; missing <= 8; ++missing) {
+    spill(packed, whole.substr(0, whole.size() - missing));
+    CHECK(contains(open_error(folder.path.string() + "?split=test"), "truncated or damaged IDX file"));
+  }
+  spill(packed, whole.substr(0, whole.size() - 5) + '\x7F' + whole.substr(whole.size() - 4));
+  CHECK(contains(open_error(folder.path.string() + "?split=test"), "truncated or damaged IDX file"));
+  spill(packed, whole);
 
   const auto d = open_dataset(folder.path.string());
   REQUIRE(d->size() == 2);
@@ -213,6 +222,7 @@ TEST_CASE("list: numbers, names, unlabelled, errors") {
   CHECK(contains(error_of([&] { open("b.ppm 1\nan image.ppm\n"); }), "line 2 lacks a label"));
   CHECK(contains(error_of([&] { open("c.ppm 1\n"); }), "c.ppm (line 1) does not exist"));
   CHECK(contains(error_of([&] { open("b.ppm 99999999\n"); }), "not below"));
+  CHECK(contains(error_of([&] { open("b.ppm 1\n\t2\n"); }), "line 2 has a label but no path"));
   CHECK(contains(error_of([&] { open("\n"); }), "no image in it"));
 }
 

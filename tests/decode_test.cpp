@@ -9,6 +9,7 @@
 #include <zlib.h>
 
 #include <jpeglib.h>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -145,6 +146,24 @@ TEST_CASE("decode: PNG of 8 and 16 bits, alpha dropped") {
   CHECK(Bytes(image.data(), image.data() + 2) == Bytes{0x12, 0xAB});
 }
 
+TEST_CASE("decode: a PNG index outside the palette is black") {
+  Bytes png = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'}, header, raw{0, 0, 1, 7};  // three pixels, two colours
+  put32(header, 3);
+  put32(header, 1);
+  for (uint8_t b : {8, 3, 0, 0, 0}) header.push_back(b);
+  put_chunk(png, "IHDR", header);
+  put_chunk(png, "PLTE", {1, 2, 3, 4, 5, 6});
+  uLongf size = compressBound(raw.size());
+  Bytes packed(size);
+  REQUIRE(compress(packed.data(), &size, raw.data(), raw.size()) == Z_OK);
+  packed.resize(size);
+  put_chunk(png, "IDAT", packed);
+  put_chunk(png, "IEND", {});
+  Image image;
+  decode_image(png, 3, image);
+  CHECK(Bytes(image.data(), image.data() + 9) == Bytes{1, 2, 3, 4, 5, 6, 0, 0, 0});
+}
+
 TEST_CASE("decode: BMP and binary PNM") {
   Bytes bmp = {'B', 'M', 62, 0, 0, 0, 0, 0, 0, 0, 54, 0, 0, 0, 40, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 0, 24, 0};
   bmp.resize(54);
@@ -152,8 +171,33 @@ TEST_CASE("decode: BMP and binary PNM") {
   Image image;
   decode_image(bmp, 3, image);
   CHECK(Bytes(image.data(), image.data() + 6) == Bytes{10, 20, 30, 40, 50, 60});
+  Bytes rows = bmp;  // two rows, from the bottom up and from the top down
+  for (uint8_t b : {3, 2, 1, 6, 5, 4, 0, 0}) rows.push_back(b);
+  rows[22] = 2;
+  decode_image(rows, 3, image);
+  CHECK(Bytes(image.data(), image.data() + 12) == Bytes{1, 2, 3, 4, 5, 6, 10, 20, 30, 40, 50, 60});
+  const std::array<uint8_t, 4> minus_two{0xFE, 0xFF, 0xFF, 0xFF};
+  std::copy(minus_two.begin(), minus_two.end(), rows.begin() + 22);
+  decode_image(rows, 3, image);
+  CHECK(Bytes(image.data(), image.data() + 12) == Bytes{10, 20, 30, 40, 50, 60, 1, 2, 3, 4, 5, 6});
   bmp.resize(57);
   CHECK(contains(decode_error(bmp), "truncated BMP"));
+
+  // OS/2's short header, 256 colours (b, g, r) = (i, 255 - i, 7); then only two, and an index outside.
+  Bytes core = {'B', 'M', 0, 0, 0, 0, 0, 0, 0, 0, 26, 3, 0, 0, 12, 0, 0, 0, 2, 0, 1, 0, 1, 0, 8, 0};
+  for (int i = 0; i < 256; ++i)
+    for (int v : {i, 255 - i, 7}) core.push_back(static_cast<uint8_t>(v));
+  for (uint8_t b : {255, 1, 0, 0}) core.push_back(b);
+  decode_image(core, 3, image);
+  CHECK(Bytes(image.data(), image.data() + 6) == Bytes{7, 0, 255, 7, 254, 1});
+  Bytes two(core.begin(), core.begin() + 26 + 2 * 3);
+  two[10] = 32, two[11] = 0;
+  for (uint8_t b : {1, 9, 0, 0}) two.push_back(b);
+  two.resize(60);
+  decode_image(two, 3, image);
+  CHECK(Bytes(image.data(), image.data() + 6) == Bytes{7, 254, 1, 0, 0, 0});
+  two[10] = 26;
+  CHECK(contains(decode_error(two), "it has no palette"));
 
   decode_image(text("P6 # colours\n2 1\n255\nabcdef"), 3, image);
   CHECK(Bytes(image.data(), image.data() + 6) == text("abcdef"));

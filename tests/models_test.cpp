@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "csml/saved_model.h"
 #include "models/projector.h"
 #include "models/weights.h"
 
@@ -211,4 +212,22 @@ TEST_CASE("the projection head is Linear - ReLU - Linear, or one Linear") {
     }
     for (size_t i = 0; i < 3; ++i) CHECK(y[i] == doctest::Approx(want[i]).epsilon(1e-6));
   }
+}
+
+TEST_CASE("weights of extents that no encoder has are refused by name") {
+  ArrayShapes shapes{{"conv1.weight", {64, 3, 7, 7}}, {"fc.0.weight", {64, 64}}, {"fc.2.weight", {32, 64}}};
+  for (int layer = 1; layer <= 4; ++layer)
+    for (int block = 0; block < 2; ++block) shapes[cat("layer{}.{}.conv1.weight", layer, block)] = {1};
+  int channels = 0;
+  bool has_head = false;
+  const auto refused = [&] { return error_of([&] { recognise_model(shapes, "file", &channels, &has_head); }); };
+  REQUIRE(refused().empty());
+  CHECK(has_head);
+  for (const int64_t extent : {int64_t{0}, int64_t{2000}, int64_t{1} << 32}) {
+    shapes["conv1.weight"] = {extent, 3, 7, 0};
+    CHECK(contains(refused(), extent == 2000 ? "2000 channels" : "no ResNet of ours"));
+  }
+  shapes["conv1.weight"] = {64, 3, 7, 7};
+  shapes["fc.2.weight"] = {0, 64};
+  CHECK(contains(refused(), "'fc.2.weight' has shape [0, 64]"));
 }

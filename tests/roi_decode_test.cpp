@@ -168,6 +168,31 @@ TEST_CASE("a damaged or cut file is judged alike for every region") {
   CHECK(refused > 50);
 }
 
+TEST_CASE("a Huffman code of all ones is refused, as libjpeg does") {
+  // One gray block: the DC table has the codes 0 and 10, or 0 and 1, of which the second is all ones.
+  const auto file = [](bool all_ones) {
+    Bytes bytes{0xFF, 0xD8, 0xFF, 0xDB, 0, 67, 0};
+    bytes.insert(bytes.end(), 64, 1);
+    const auto put = [&](std::initializer_list<int> values) {
+      for (int v : values) bytes.push_back(static_cast<uint8_t>(v));
+    };
+    const auto put_table = [&](int which, std::initializer_list<int> lengths) {
+      put({0xFF, 0xC4, 0, 19 + static_cast<int>(lengths.size()), which});
+      for (int length = 1; length <= 16; ++length)
+        put({static_cast<int>(std::count(lengths.begin(), lengths.end(), length))});
+      for (int symbol = 0; symbol < static_cast<int>(lengths.size()); ++symbol) put({symbol});
+    };
+    put({0xFF, 0xC0, 0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0});
+    all_ones ? put_table(0, {1, 1}) : put_table(0, {1, 2});
+    put_table(0x10, {1});
+    put({0xFF, 0xDA, 0, 8, 1, 1, 0, 0, 63, 0, 0x3F, 0xFF, 0xD9});
+    return bytes;
+  };
+  Image image;
+  CHECK(error_of([&] { decode_image(file(false), 3, image); }).empty());
+  CHECK(contains(error_of([&] { decode_image(file(true), 3, image); }), "Bogus Huffman table"));
+}
+
 TEST_CASE("real photographs equal libjpeg's pixels") {
   const char* given = std::getenv("CSML_DATA");
   const fs::path archive = (given ? fs::path(given) : fs::path("../shared/data")) / "natural/imagenet_originals.tar";

@@ -1,30 +1,31 @@
-// libFuzzer target: any bytes as a safetensors header and as a whole file. Build and run:
-//   CXX=clang++ cmake -S . -B build/fuzz -G Ninja -DCSML_FUZZ=ON -DCSML_TESTS=OFF -DCSML_NATIVE=OFF
-//   cmake --build build/fuzz --target safetensors_fuzz && build/fuzz/safetensors_fuzz -max_total_time=60 -max_len=4096
-#include <unistd.h>
-
-#include <cstdlib>
-
+// Any bytes as a safetensors header, and as a whole file.
 #include "engine/safetensors.h"
 
+#include "tests/fuzz/target.h"
+
+using namespace csml;
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t bytes) {
+  static const fuzz::Scratch scratch;
+  fuzz::Input input(data, bytes);
   // The first byte is the size of the data section, the rest is the header.
-  if (bytes > 0) {
-    try {
-      const std::string_view json(reinterpret_cast<const char*>(data) + 1, bytes - 1);
-      const csml::SafetensorsHeader header = csml::parse_safetensors_header(json, data[0], "fuzz");
-      uint64_t sum = 0;
-      for (const auto& [name, info] : header.arrays) sum += info.bytes;
-      if (sum != data[0]) std::abort();
-    } catch (const csml::Error&) {}
-  }
-  static const std::filesystem::path path =
-      std::filesystem::temp_directory_path() / csml::cat("csml_fuzz_{}", ::getpid());
-  try {
-    csml::write_text_file(path, std::string(reinterpret_cast<const char*>(data), bytes));
-    const csml::SafetensorsFile file = csml::SafetensorsFile::open(path);
-    for (const std::string& name : file.names()) file.read(name);
-  } catch (const csml::Error&) {}
-  ::unlink(path.c_str());
+  const size_t data_bytes = input.byte();
+  fuzz::error_of([&] {
+    const SafetensorsHeader header = parse_safetensors_header(fuzz::text_of(input.rest()), data_bytes, "fuzz");
+    uint64_t sum = 0;
+    for (const auto& [name, info] : header.arrays) sum += info.bytes;
+    fuzz::require(sum == data_bytes, "the arrays cover the data section exactly");
+  });
+
+  const auto path = scratch.put("file", fuzz::text_of({data, bytes}));
+  fuzz::error_of([&] {
+    const SafetensorsFile file = SafetensorsFile::open(path);
+    for (const auto& [name, info] : file.arrays()) {
+      const NamedArray array = file.read(name);
+      fuzz::require(array.data.size() == info.bytes &&
+                        array.data.size() == static_cast<size_t>(array.shape.size()) * size_of(array.dtype),
+                    "an array has as many bytes as its shape and type need");
+    }
+  });
   return 0;
 }
