@@ -27,6 +27,7 @@ Command neighbors_command(CLI::App& app);
 Command import_command(CLI::App& app);
 Command export_command(CLI::App& app);
 Command inspect_command(CLI::App& app);
+Command pack_command(CLI::App& app);
 Command bench_command(CLI::App& app);
 Command doctor_command(CLI::App& app);
 Command report_command(CLI::App& app);

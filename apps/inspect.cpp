@@ -202,7 +202,12 @@ Findings inspect_data(const Options& o) {
   for (size_t c = 0; c < std::min(counts.size(), kMostClasses); ++c)
     found.text += cat("  {:<4} {:<32} {} images\n", c, data->class_names()[c], counts[c]);
   if (counts.size() > kMostClasses) found.text += cat("  … and {} more classes\n", counts.size() - kMostClasses);
-  if (o.verify) verify_images(*data, found);
+  if (o.verify) {
+    try {
+      data->verify();
+    } catch (const Error& e) { found.damaged.push_back(e.what()); }
+    verify_images(*data, found);
+  }
   return found;
 }
 

@@ -58,6 +58,7 @@ int run(int argc, char** argv) {
   add("import", "Weights of other programs, or an exported checkpoint, into a checkpoint", import_command);
   add("export", "An encoder for other programs, or a whole checkpoint as one file", export_command);
   add("inspect", "What a run, a checkpoint, a safetensors file or a data set holds", inspect_command);
+  add("pack", "Any data set into a few large files", pack_command);
   add("bench", "Time of kernels, whole steps and the loader", bench_command);
   add("doctor", "What this machine has and lacks for a run, and what to set", doctor_command);
   add("report", "A run folder into one self-contained report.html", report_command);

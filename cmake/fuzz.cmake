@@ -41,11 +41,16 @@ if(CSML_FUZZ)
     data/cifar.cpp
     data/dataset.cpp
     data/decode.cpp
+    data/encoded.cpp
     data/idx.cpp
     data/image_folder.cpp
+    data/pack.cpp
+    data/pack_writer.cpp
     data/png_bmp.cpp
     data/resize.cpp
     data/synthetic.cpp
+    data/tar.cpp
+    data/tar_images.cpp
     engine/checkpoint.cpp
     engine/file.cpp
     engine/safetensors.cpp)
@@ -63,8 +68,10 @@ if(CSML_FUZZ OR (CSML_SANITIZE AND CSML_TESTS))
   csml_fuzz_target(list csml_data)
   csml_fuzz_target(manifest csml_engine)
   csml_fuzz_target(metrics csml_apps)
+  csml_fuzz_target(pack csml_data)
   csml_fuzz_target(safetensors csml_engine)
   csml_fuzz_target(spec csml_data)
+  csml_fuzz_target(tar csml_data)
   csml_fuzz_target(weights csml_method)
 
   add_executable(fuzz_corpus EXCLUDE_FROM_ALL tests/fuzz/make_corpus.cpp)  # writes the seeds, on request

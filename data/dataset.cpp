@@ -13,6 +13,7 @@
 #include <iterator>
 
 #include "data/dataset_kinds.h"
+#include "data/pack.h"
 #include "kernels/check.h"
 #include "kernels/random.h"
 
@@ -110,9 +111,9 @@ std::string recognise(const std::string& path) {
   if (fs::is_regular_file(status)) {
     const std::string extension = fs::path(path).extension().string();
     if (extension == ".tar") return "tar";
-    if (extension == ".csml" || extension == ".pack") return "pack";
     return "list";
   }
+  if (fs::exists(fs::path(path) / kPackFile, error)) return "pack";
   if (!find_directory(path, "cifar-10-batches-bin", {"data_batch_1.bin", "test_batch.bin"}).empty()) return "cifar10";
   if (!find_directory(path, "cifar-100-binary", {"train.bin", "test.bin"}).empty()) return "cifar100";
   for (const fs::directory_entry& entry : fs::directory_iterator(path, error))
@@ -210,6 +211,8 @@ void Dataset::limit(int64_t count) {
   CHECK(count > 0, "a limit of {} images", count);
   if (count < size()) select(limited(labels_, class_count(), count));
 }
+
+bool Dataset::encoded(int64_t, std::vector<uint8_t>&) const { return false; }
 
 Image Dataset::load(int64_t i) const {
   CHECK(i >= 0 && i < size(), "image {} of {}", i, size());
@@ -319,10 +322,12 @@ std::unique_ptr<Dataset> open_dataset(const std::string& text, const DecodeLimit
     set = open_folder(spec, limits);
   } else if (spec.kind == "list") {
     set = open_list(spec, limits);
-  } else if (spec.kind == "synthetic") {
-    set = open_synthetic(spec);
+  } else if (spec.kind == "tar") {
+    set = open_tar(spec, limits);
+  } else if (spec.kind == "pack") {
+    set = open_pack(spec, limits);
   } else {
-    throw UsageError(cat("data set kind \"{}\" is not in this release: use folder:, list: or cifar10:", spec.kind));
+    set = open_synthetic(spec);
   }
   if (spec.limit > 0) set->limit(spec.limit);
   if (spec.holdout > 0) {

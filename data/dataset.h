@@ -9,6 +9,9 @@
 //   folder     directory with train/ and val/ (or test/) in it, of which split picks one, or without; then one folder
 //              per class, sorted by name, searched to any depth; or images directly in it, unlabelled
 //   list       text file, one image a line: "PATH NUMBER", "PATH<tab>CLASS" or "PATH"; relative to the list's folder
+//   tar        archives of images and labels as the webdataset library makes them (data/tar_images.cpp), one file or a
+//              pattern with * and [..], read in the order of their names, never unpacked
+//   pack       directory that csml pack wrote (data/pack.h)
 //   synthetic  the word "shapes": drawn shapes, limit of them (default 2000), size pixels wide (default 32)
 //
 //   split=train|test   part of the data set (default train; val means test)
@@ -63,6 +66,11 @@ class Dataset {
   /// Pixels of image i, valid until the scratch is used again. With a region, pixels outside it may be undefined.
   /// Throws Error naming the file when it cannot be read. Thread-safe for different scratches.
   virtual ImageView view(int64_t i, LoadScratch& scratch, const ChooseRegion& region = {}) const = 0;
+
+  /// The bytes of image i's file as they are stored; false where there are pixels only. Throws as view() does.
+  virtual bool encoded(int64_t i, std::vector<uint8_t>& bytes) const;
+  /// Compares what is stored with checksums that came with it, where there are any. Throws Error for damage.
+  virtual void verify() const {}
 
   /// Keeps `count` images, those that limit=COUNT of a SPEC names, where there are more. Taken from the images that are
   /// here: after the SPEC's own limit and holdout, so that nothing held out comes back.

@@ -55,6 +55,29 @@ class MemoryDataset : public Dataset {
   std::vector<int64_t> record_;  // position in the files, for name()
 };
 
+/// Images as files of JPEG, PNG, …, wherever those lie: decoded when they are asked for.
+class EncodedDataset : public Dataset {
+ public:
+  EncodedDataset(const DatasetSpec& spec, const DecodeLimits& limits);
+
+  bool in_memory() const override { return false; }
+  std::string pixels_text() const override;
+  bool encoded(int64_t i, std::vector<uint8_t>& bytes) const override;
+  ImageView view(int64_t i, LoadScratch& scratch, const ChooseRegion& region) const override;
+
+ protected:
+  /// The bytes of image i's file. Throws Error with the reason (without the name).
+  virtual void read(int64_t i, std::vector<uint8_t>& bytes) const = 0;
+  const DecodeLimits& limits() const { return limits_; }
+
+ private:
+  DecodeLimits limits_;
+  int size_;
+};
+
+/// The name ends in .jpg, .jpeg, .png, .bmp, .ppm or .pgm.
+bool is_image_name(const std::string& name);
+
 /// Stores one image (1 or 3 channels) at `out` with `channels` channels.
 void store_pixels(const ImageView& image, int channels, uint8_t* out);
 /// Resizes the short side to size and takes the central crop; returns the argument when it has that size already.
@@ -66,6 +89,8 @@ std::unique_ptr<Dataset> open_cifar(const DatasetSpec& spec);
 std::unique_ptr<Dataset> open_idx(const DatasetSpec& spec);
 std::unique_ptr<Dataset> open_folder(const DatasetSpec& spec, const DecodeLimits& limits);
 std::unique_ptr<Dataset> open_list(const DatasetSpec& spec, const DecodeLimits& limits);
+std::unique_ptr<Dataset> open_pack(const DatasetSpec& spec, const DecodeLimits& limits);
+std::unique_ptr<Dataset> open_tar(const DatasetSpec& spec, const DecodeLimits& limits);
 std::unique_ptr<Dataset> open_synthetic(const DatasetSpec& spec);
 
 /// xxh3.

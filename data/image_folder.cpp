@@ -2,7 +2,6 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <cctype>
 #include <charconv>
 #include <cstring>
 #include <filesystem>
@@ -16,26 +15,18 @@ namespace csml {
 namespace fs = std::filesystem;
 namespace {
 
-class FileDataset : public Dataset {
+class FileDataset : public EncodedDataset {
  public:
   FileDataset(const DatasetSpec& spec, const DecodeLimits& limits, std::string root, std::vector<std::string> files,
               std::vector<int> labels, std::vector<std::string> class_names, std::string note)
-      : root_(std::move(root)), files_(std::move(files)), limits_(limits), size_(spec.size) {
-    kind_ = spec.kind;
-    path_ = spec.path;
+      : EncodedDataset(spec, limits), root_(std::move(root)), files_(std::move(files)) {
     note_ = std::move(note);
     labels_ = std::move(labels);
     class_names_ = std::move(class_names);
-    channels_ = spec.channels;
   }
 
   std::string name(int64_t i) const override {
     return (fs::path(root_) / files_[static_cast<size_t>(i)]).string();  // an absolute file replaces the root
-  }
-  bool in_memory() const override { return false; }
-  std::string pixels_text() const override {
-    return size_ > 0 ? cat("image files as {0} x {0} x {1}", size_, channels_)
-                     : cat("image files, {} channels", channels_);
   }
 
   uint64_t fingerprint() const override {
@@ -51,17 +42,9 @@ class FileDataset : public Dataset {
     return hash;
   }
 
-  ImageView view(int64_t i, LoadScratch& scratch, const ChooseRegion& region) const override {
-    const std::string path = name(i);
-    try {
-      read_file(path, scratch.bytes, limits_);
-      decode_image(scratch.bytes, channels_, scratch.decoded, limits_, size_ > 0 ? ChooseRegion() : region);
-    } catch (const std::exception& e) { throw Error(cat("{}: {}", path, e.what())); }
-    const ImageView image = scratch.decoded.view();
-    return size_ > 0 ? fit_square(image, size_, scratch.resized, scratch.resize) : image;
-  }
-
  protected:
+  void read(int64_t i, std::vector<uint8_t>& bytes) const override { read_file(name(i), bytes, limits()); }
+
   void select(const std::vector<int64_t>& keep) override {
     for (size_t to = 0; to < keep.size(); ++to) {
       const auto from = static_cast<size_t>(keep[to]);
@@ -75,18 +58,9 @@ class FileDataset : public Dataset {
  private:
   std::string root_;
   std::vector<std::string> files_;  // relative to root_
-  DecodeLimits limits_;
-  int size_;
 };
 
 bool hidden(const fs::path& path) { return path.filename().string().starts_with('.'); }
-
-bool is_image_name(const fs::path& path) {
-  static const std::set<std::string> kExtensions = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm"};
-  std::string extension = path.extension().string();
-  for (char& c : extension) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return kExtensions.count(extension) > 0;
-}
 
 using DirectoryId = std::pair<dev_t, ino_t>;
 
@@ -110,7 +84,7 @@ void collect(const fs::path& directory, const fs::path& relative, std::set<Direc
     const fs::path below = relative / entry.path().filename();
     if (entry.is_directory(error)) {
       collect(entry.path(), below, above, files);
-    } else if (is_image_name(entry.path()) && entry.is_regular_file(error)) {
+    } else if (is_image_name(entry.path().string()) && entry.is_regular_file(error)) {
       files.push_back(below.string());
     }
   }
@@ -140,7 +114,7 @@ std::vector<std::string> subdirectories(const fs::path& directory) {
 bool has_images(const fs::path& directory) {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(directory, error))
-    if (!hidden(entry.path()) && is_image_name(entry.path()) && entry.is_regular_file(error)) return true;
+    if (!hidden(entry.path()) && is_image_name(entry.path().string()) && entry.is_regular_file(error)) return true;
   return false;
 }
 

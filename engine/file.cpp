@@ -119,6 +119,24 @@ std::string read_text_file(const std::filesystem::path& path, size_t most_bytes)
   return text;
 }
 
+void read_file_part(const FileDescriptor& file, const std::filesystem::path& path, uint64_t offset, void* data,
+                    size_t bytes) {
+  char* next = static_cast<char*>(data);
+  while (bytes > 0) {
+    const ssize_t n = ::pread(file.get(), next, bytes, static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw_errno("read", path);
+    CHECK(n > 0, "{}: the file became shorter while it was read", path.string());
+    next += n;
+    offset += static_cast<uint64_t>(n);
+    bytes -= static_cast<size_t>(n);
+  }
+}
+
+void read_file_part(const std::filesystem::path& path, uint64_t offset, void* data, size_t bytes) {
+  read_file_part(open_to_read(path), path, offset, data, bytes);
+}
+
 void sync_directory(const std::filesystem::path& folder) {
   const FileDescriptor directory(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!directory) throw_errno("open", folder);

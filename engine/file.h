@@ -44,6 +44,11 @@ FileDigest digest_of(const void* data, size_t bytes);
 /// Whole content of a small file. Throws Error when it cannot be read or is larger than `most_bytes`.
 std::string read_text_file(const std::filesystem::path& path, size_t most_bytes);
 
+/// Exactly `bytes` bytes from byte `offset` on. Throws Error when they cannot be read or the file ends before.
+void read_file_part(const FileDescriptor& file, const std::filesystem::path& path, uint64_t offset, void* data,
+                    size_t bytes);
+void read_file_part(const std::filesystem::path& path, uint64_t offset, void* data, size_t bytes);
+
 /// Flushes a folder's entries (creations and renames in it) to disk. Throws Error.
 void sync_directory(const std::filesystem::path& folder);
 

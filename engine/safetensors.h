@@ -70,6 +70,8 @@ class SafetensorsFile {
   bool contains(const std::string& name) const { return header_.arrays.contains(name); }
   /// Throws Error when there is no array of that name.
   const ArrayInfo& info(const std::string& name) const;
+  /// Where an array's bytes start in the file.
+  uint64_t position(const std::string& name) const { return data_start_ + info(name).offset; }
 
   /// Copies an array to `destination`; `bytes` must be its exact size.
   void read(const std::string& name, void* destination, size_t bytes) const;

@@ -21,7 +21,7 @@ CSML = None
 # The networks are tiny: more threads only wait for each other.
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 COMMANDS = ["pretrain", "knn", "linear", "finetune", "svm", "embed", "neighbors", "import",
-            "export", "inspect", "bench", "doctor", "report"]
+            "export", "inspect", "pack", "bench", "doctor", "report"]
 TRAIN, TEST = "synthetic:shapes?size=16&limit=96", "synthetic:shapes?size=16&split=test&limit=40"
 # A network of the least width, on tiny images: a step takes milliseconds.
 TINY = [f"--set={assignment}" for assignment in (
@@ -361,6 +361,34 @@ class CliTest(unittest.TestCase):
         content[-5] ^= 1
         (damaged / "model.safetensors").write_bytes(content)
         self.fails(1, "model.safetensors", "inspect", damaged)
+
+    def test_pack(self):
+        folder = self.tmp / "to_pack"
+        for i in range(6):
+            (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            png(folder / "ab"[i % 2] / f"{i}.png", value=40 * i)
+        packed = self.answers("pack", f"folder:{folder}", "--out", self.tmp / "files.pack")
+        self.assertEqual((packed["images"], packed["pixels"], packed["unreadable"]), (6, False, []))
+        seen = self.answers("inspect", self.tmp / "files.pack", "--verify")
+        self.assertEqual((seen["images"], seen["classes"], seen["verified"]), (6, ["a", "b"], True))
+        pixels = self.answers("pack", TRAIN, "--out", self.tmp / "pixels.pack")
+        self.assertTrue(pixels["pixels"])
+        evaluated = [self.answers("knn", "--checkpoint", self.run_folder, "--train", spec, "--test", TEST, "--k", 5)["top1"]
+                     for spec in (TRAIN, f"pack:{self.tmp / 'pixels.pack'}")]
+        self.assertEqual(*evaluated)
+        self.fails(1, "holds a pack already", "pack", TRAIN, "--out", self.tmp / "pixels.pack")
+        (folder / "a" / "0.png").write_bytes(b"broken")
+        png(folder / "a" / "7.png", size=20)
+        self.fails(2, "raw pixels need one extent", "pack", f"folder:{folder}", "--raw", "--out", self.tmp / "x.pack")
+        raw = self.answers("pack", f"folder:{folder}?size=8", "--out", self.tmp / "raw.pack")
+        self.assertEqual((raw["images"], raw["pixels"], len(raw["unreadable"])), (6, True, 1))
+        shard = self.tmp / "raw.pack" / "shard-00000.safetensors"
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(data)
+        found = self.answers("inspect", f"pack:{self.tmp / 'raw.pack'}", "--verify", code=1)
+        self.assertEqual(found["bad_images"], 1)
+        self.assertIn("does not match its checksum", found["damaged"][0])
 
     def test_report(self):
         svm = {"task": "svm", "top1": 12.5, "map": 34.5678, "n_train": 96, "n_test": 40, "protocol": "low-shot"}

@@ -14,6 +14,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "data/pack.h"
 #include "engine/checkpoint.h"
 
 namespace csml {
@@ -184,6 +185,52 @@ void put_coefficients() {
 }
 
 // ---- data sets -----------------------------------------------------------------------------------------------------
+
+std::string tar_member(const std::string& name, const std::string& content, char type = '0') {
+  std::string header(512, '\0');
+  header.replace(0, name.size(), name);
+  header.replace(124, 11, cat("{:011o}", content.size()));
+  header[156] = type;
+  header.replace(257, 8,
+                 std::string("ustar\0"
+                             "00",
+                             8));
+  header.replace(148, 8, 8, ' ');
+  unsigned sum = 0;
+  for (char c : header) sum += static_cast<unsigned char>(c);
+  header.replace(148, 7, cat("{:06o}", sum) + '\0');
+  return header + content + std::string((512 - content.size() % 512) % 512, '\0');
+}
+
+void put_tars() {
+  const std::string image = "P5 2 2 255\n1234", end(1024, '\0');
+  seed("tar", "labelled", tar_member("a/0.pgm", image) + tar_member("a/0.cls", "3\n") + end);
+  seed("tar", "folders_links",
+       tar_member("a/", "", '5') + tar_member("l", "", '2') + tar_member("a/0.pgm", image) + end);
+  seed("tar", "pax", tar_member("p", "16 path=b/1.pgm\n11 size=15\n", 'x') + tar_member("x", image) + end);
+  seed("tar", "gnu_long",
+       tar_member("././@LongLink", std::string(120, 'n') + ".pgm", 'L') + tar_member("n", image) + end);
+  seed("tar", "sparse", tar_member("s", "", 'S') + end);
+  seed("tar", "no_end", tar_member("0.pgm", image) + tar_member("1.pgm", image));
+  seed("tar", "cut", tar_member("0.pgm", image).substr(0, 515));
+}
+
+void put_packs() {
+  const fs::path folder = fs::temp_directory_path() / cat("csml_corpus_{}", ::getpid());
+  for (const bool raw : {false, true}) {
+    PackWriter::Options options{.folder = folder, .class_names = {"a", "b"}, .source = "seed"};
+    if (raw) options.height = 1, options.width = 2, options.channels = 3;
+    PackWriter writer(options);
+    const std::string image = raw ? "123456" : "P5 2 2 255\n1234";
+    for (const int label : {1, -1})
+      writer.add({reinterpret_cast<const uint8_t*>(image.data()), image.size()}, label, cat("x{}.pgm", label));
+    writer.finish();
+    seed("pack", raw ? "raw_shard" : "shard",
+         bytes_of({raw ? 2 : 1}) + read_text_file(folder / "shard-00000.safetensors", 1 << 20));
+    seed("pack", raw ? "raw_index" : "index", bytes_of({0}) + read_text_file(folder / kPackFile, 1 << 20));
+    fs::remove_all(folder);
+  }
+}
 
 void put_data_sets() {
   seed("cifar", "ten", bytes_of({4, 7, 1, 2, 3}));
@@ -366,6 +413,8 @@ int main(int count, char** arguments) {
   csml::put_other_images();
   csml::put_coefficients();
   csml::put_data_sets();
+  csml::put_packs();
+  csml::put_tars();
   csml::put_safetensors();
   csml::put_manifests();
   csml::put_configurations();

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 seconds=600 jobs=1 folder=build/fuzz/soak extra= only_report=
 # In this order: what reads the most complicated formats first.
-all=(baseline_jpeg jpeg_coefficients image safetensors idx manifest config cifar list label_split spec metrics weights)
+all=(baseline_jpeg jpeg_coefficients image safetensors idx tar pack manifest config cifar list label_split spec metrics weights)
 targets=()
 for argument in "$@"; do
   case "$argument" in
@@ -38,7 +38,7 @@ soak() {
   case "$target" in
     baseline_jpeg | image) most=16384; [ -z "$extra" ] || seeds+=("$extra") ;;
     config) most=16384; seeds+=(configs) ;;
-    weights) most=16384 ;;
+    pack | tar | weights) most=16384 ;;
   esac
   mkdir -p "$here/inputs" "$here/findings"
   used=$(cat "$here/seconds" 2>/dev/null || echo 0)
