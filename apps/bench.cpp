@@ -77,7 +77,7 @@ class SupervisedStep {
       loss.backward();
       params_.finish_gradients();
     }
-    optimizer_->step(learning_rate_, {});
+    optimizer_->step({.learning_rate = learning_rate_});
     ema(statistics_, params_.buffers(), momentum_);
   }
 

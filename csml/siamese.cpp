@@ -260,19 +260,18 @@ void Siamese::commit() {
   average_statistics();
   all_finite(f_q_.params().grad(), finite_);
   comm_.all_reduce_min(finite_);  // all change their state, or none does
-  optimizer_->step(learning_rate_, finite_);
+  // theta_k <- m theta_k + (1 - m) theta_q: due before the next step's key forwards, so it is the end of this one. The
+  // predictors, which it lacks, are the last of theta_q.
+  optimizer_->step({.learning_rate = learning_rate_,
+                    .finite = finite_,
+                    .average = f_k_ ? &f_k_->params() : nullptr,
+                    .average_momentum = momentum_});
   const auto update = [&](const std::vector<Statistics>& list, const Tensor& running) {
     for (const Statistics& s : list)
       ema(s.values, running.span(s.range.first, {s.range.count}), statistics_momentum_, finite_);
   };
   update(query_statistics_, f_q_.params().buffers());
-  if (f_k_) {
-    update(key_statistics_, f_k_->params().buffers());
-    // theta_k <- m theta_k + (1 - m) theta_q: due before the next step's key forwards, so it is the end of this one.
-    // The predictors, which it lacks, are the last of theta_q.
-    const Tensor& theta_k = f_k_->params().master();
-    ema(f_q_.params().master().span(0, theta_k.shape()), theta_k, momentum_, finite_);
-  }
+  if (f_k_) update(key_statistics_, f_k_->params().buffers());
   for (size_t l = 0; l < queues_.size(); ++l) {
     const Tensor keys(device_, enqueue_[l].shape().with_rows(enqueue_[l].shape()[0] * comm_.size()));
     comm_.all_gather(enqueue_[l], keys);

@@ -338,6 +338,61 @@ TEST_CASE("wrong shapes are refused with a message") {
   }
 }
 
+TEST_CASE("one pass of sgd has the bits of the calls it replaces") {
+  const auto device = open_backend();
+  Backend& be = device->backend();
+  constexpr int64_t kSize = 20011, kAveraged = 17003;  // several blocks of the CPU's pass, odd ends
+  Random random = random_of("fused sgd");
+  const auto normal_tensor = [&](int64_t n) {
+    std::vector<float> values(static_cast<size_t>(n));
+    for (float& v : values) v = random.normal();
+    return Tensor::from(*device, {n}, values);
+  };
+  const auto copy_of = [](const Tensor& t) { return Tensor::from(t.device(), t.shape(), t.host<float>()); };
+  const Tensor rate = Tensor::full(*device, {1}, 0.03f), keep = Tensor::full(*device, {1}, 0.996f);
+  for (const DType type : {DType::bf16, DType::f16}) {
+    const Tensor grad = normal_tensor(kSize), param = normal_tensor(kSize), buffer = normal_tensor(kSize);
+    const Tensor average = normal_tensor(kAveraged);
+    const Tensor param2 = copy_of(param), buffer2 = copy_of(buffer), average2 = copy_of(average);
+    const Tensor param_copy(*device, {kSize}, type), average_copy(*device, {kAveraged}, type);
+    for (int step = 0; step < 3; ++step) {
+      be.sgd({.grad = grad,
+              .param = param,
+              .buffer = buffer,
+              .learning_rate = rate,
+              .momentum = 0.9f,
+              .weight_decay = 1e-4f,
+              .average = average,
+              .average_momentum = keep,
+              .param_copy = param_copy,
+              .average_copy = average_copy});
+      be.sgd({.grad = grad,
+              .param = param2,
+              .buffer = buffer2,
+              .learning_rate = rate,
+              .momentum = 0.9f,
+              .weight_decay = 1e-4f});
+      be.ema({.x = param2.span(0, {kAveraged}), .y = average2, .momentum = keep});
+    }
+    CHECK(param.host<float>() == param2.host<float>());
+    CHECK(buffer.host<float>() == buffer2.host<float>());
+    CHECK(average.host<float>() == average2.host<float>());
+    const auto bytes_of = [&](const Tensor& t) {
+      std::vector<std::byte> bytes(t.bytes());
+      t.download_bytes(bytes.data());
+      return bytes;
+    };
+    const auto rounded = [&](const Tensor& t) {
+      const std::vector<float> values = t.host<float>();
+      Array a(t.shape(), type);
+      a.v.assign(values.begin(), values.end());
+      return to_bytes(a);
+    };
+    CHECK(bytes_of(param_copy) == rounded(param2));
+    CHECK(bytes_of(average_copy) == rounded(average2));
+  }
+}
+
 TEST_CASE("gather refuses an index out of range") {
   const auto device = open_backend();
   Backend& be = device->backend();
@@ -359,7 +414,7 @@ TEST_CASE("the cases for timing are calls the backend accepts") {
   const auto device = open_backend();
   for (const bool cifar : {true, false})
     for (const OpCase& c : bench_cases(cifar, 1)) {
-      if (c.op == "top_k") continue;  // its bank is large; the shapes are those of any other case
+      if (c.op == "top_k" || c.op == "sgd" || c.op == "ema") continue;  // large; the shapes are those of any other case
       Arrays zeros;
       for (const Arg& arg : c.args) zeros[arg.name] = Array(arg.shape, arg.dtype);
       const Run run = run_case(device->backend(), c, zeros);

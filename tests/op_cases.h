@@ -83,6 +83,7 @@ void add_augment_cases(OpCases&);
 void add_view_cases(OpCases&);
 void add_norm_bench_cases(OpCases&, bool cifar, int64_t batch);
 void add_contrast_bench_cases(OpCases&, bool cifar, int64_t batch);
+void add_commit_bench_cases(OpCases&, bool cifar);
 
 // ---- building blocks of a case --------------------------------------------------------------------------------------
 

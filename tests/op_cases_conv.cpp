@@ -264,6 +264,7 @@ std::vector<OpCase> bench_cases(bool cifar, int64_t batch) {
   cases.push_back(matmul_case({.m = batch, .n = width, .k = width, .tb = true, .bias = true}));
   add_norm_bench_cases(cases, cifar, batch);
   add_contrast_bench_cases(cases, cifar, batch);
+  add_commit_bench_cases(cases, cifar);
   for (OpCase& c : cases) c.reference = nullptr;
   return cases;
 }
