@@ -13,6 +13,7 @@
 #include "csml/plan.h"
 #include "csml/queue.h"
 #include "engine/buckets.h"
+#include "engine/precision.h"
 
 namespace csml {
 
@@ -102,6 +103,7 @@ class Siamese final : public Method {
   const Base& base_;
   Plan plan_;
   std::vector<Level> levels_;
+  DType compute_;
   std::vector<int> key_slots_;  // in the order of their forwards
   Encoder f_q_;
   std::optional<Encoder> f_k_;
@@ -115,6 +117,7 @@ class Siamese final : public Method {
   std::vector<Tensor> corners_;              // i32 [B,2] per level
   Tensor own_, ids_;                         // i32 [B], [M] of an in-batch bank
   std::unique_ptr<Optimizer> optimizer_;
+  LossScale loss_scale_;
   Tensor box_, w_one_, w_own_, w_pair_, w_mixed_;
   Tensor learning_rate_, momentum_, statistics_momentum_, finite_;
   StepDraw draw_;

@@ -137,6 +137,7 @@ class Run {
   Position at_;
   int64_t last_saved_ = -1;
   int non_finite_logs_ = 0;
+  bool at_floor_ = false;  // of the loss scale
   std::optional<Progress> progress_;
   RunResult result_;
   // Since the last step line
@@ -324,7 +325,7 @@ void Run::log_step(int64_t steps) {
     line["queue_age_steps"] = std::min(pushed, rows) / each;
   }
   const bool finite = line["finite"].get<bool>() && std::isfinite(result_.loss);
-  write(std::move(line));
+  write(line);
   interval_start_ = Clock::now();
   interval_wait_ = 0;
   non_finite_logs_ = finite ? 0 : non_finite_logs_ + 1;
@@ -332,6 +333,15 @@ void Run::log_step(int64_t steps) {
     log_warn(cat("step {}: the loss or a gradient is not finite; such steps change nothing", at_.step));
     event("non_finite", "loss or gradient not finite");
   }
+  const bool at_floor = line.value("skipped_steps", 0) > 0 && line["loss_scale"] == config_.train.loss_scale.smallest;
+  if (at_floor && !at_floor_) {
+    log_warn(
+        cat("step {}: the loss scale has fallen to train.loss_scale_min = {}: fp16 gradients overflow; use "
+            "--precision bf16, or lower schedule.lr",
+            at_.step, config_.train.loss_scale.smallest));
+    event("loss_scale_floor", "the loss scale has fallen to train.loss_scale_min");
+  }
+  at_floor_ = at_floor;
   if (non_finite_logs_ >= 5)
     throw Error(
         cat("step {}: the loss has not been finite for {} log intervals; lower schedule.lr, or run with CSML_NAN=1 "
@@ -473,6 +483,7 @@ void Run::share_state() {
   for (Encoder* encoder : {&method_->query_encoder(), &method_->key_encoder()}) {
     comm_.broadcast(encoder->params().master(), 0);
     comm_.broadcast(encoder->params().buffers(), 0);
+    encoder->params().update_compute();
   }
   for (const auto& [name, tensor] : method_->state()) comm_.broadcast(tensor, 0);
   const nlohmann::json mine{{"step", at_.step},

@@ -12,14 +12,15 @@ namespace csml {
 /// The inputs of one view, in memory that stays the same from step to step.
 class ViewInput {
  public:
-  ViewInput(Device& device, int64_t batch, const ViewSpec& spec);
+  ViewInput(Device& device, int64_t batch, const ViewSpec& spec, DType dtype = DType::f32);
   void upload(const ViewBatch& batch);
-  /// Augmented, normalised images [B, S, S, C]; part of the step.
+  /// Augmented, normalised images [B, S, S, C] of the element type; part of the step.
   Tensor images() const;
 
  private:
   ViewSpec spec_;
   Tensor pixels_, params_;
+  DType dtype_;
 };
 
 }  // namespace csml

@@ -10,11 +10,19 @@ namespace csml {
 
 namespace {
 
-/// For optimizers whose kernel does not do it in its own pass.
-void update_average(const Params& params, const OptimizerStep& step) {
+/// What follows from new parameters, for optimizers whose kernel does not do it in its own pass. After a step that
+/// changed nothing the copies are made anew, the same.
+void follow(const Params& params, const OptimizerStep& step) {
+  params.update_compute();
   if (!step.average) return;
   const Tensor& average = step.average->master();
   ema(params.master().span(0, average.shape()), average, step.average_momentum, step.finite);
+  step.average->update_compute();
+}
+
+/// The 16-bit copy of a network's parameters; absent in f32 and without a network.
+View copy_of(const Params* params) {
+  return params && params->compute_type() != DType::f32 ? View(params->compute()) : View{};
 }
 
 class Sgd final : public Optimizer {
@@ -32,7 +40,9 @@ class Sgd final : public Optimizer {
                           .weight_decay = options_.weight_decay,
                           .inverse_scale = step.inverse_scale,
                           .average = step.average ? View(step.average->master()) : View{},
-                          .average_momentum = step.average_momentum});
+                          .average_momentum = step.average_momentum,
+                          .param_copy = copy_of(&params_),
+                          .average_copy = copy_of(step.average)});
   }
   std::vector<std::pair<std::string, Tensor>> state() const override { return {{"momentum", buffer_}}; }
 
@@ -70,7 +80,7 @@ class Lars final : public Optimizer {
                            .weight_decay = options_.weight_decay,
                            .trust = options_.trust,
                            .inverse_scale = step.inverse_scale});
-    update_average(params_, step);
+    follow(params_, step);
   }
   std::vector<std::pair<std::string, Tensor>> state() const override { return {{"momentum", buffer_}}; }
 
@@ -102,7 +112,7 @@ class AdamW final : public Optimizer {
                            .eps = options_.eps,
                            .weight_decay = options_.weight_decay,
                            .inverse_scale = step.inverse_scale});
-    update_average(params_, step);
+    follow(params_, step);
   }
   std::vector<std::pair<std::string, Tensor>> state() const override {
     return {{"first_moment", first_}, {"second_moment", second_}, {"adamw_step", step_}};

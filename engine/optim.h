@@ -29,7 +29,8 @@ struct OptimizerStep {
 };
 
 /// Updates a network's master parameters from its gradients, and what follows from them: theta_k <- m theta_k +
-/// (1 - m) theta of a momentum encoder. kernels/backend.h gives each formula (Sgd, Lars, AdamW).
+/// (1 - m) theta of a momentum encoder, and the 16-bit copies of both. kernels/backend.h gives each formula (Sgd, Lars,
+/// AdamW).
 class Optimizer {
  public:
   virtual ~Optimizer() = default;

@@ -75,7 +75,8 @@ class Backend {
   /// for the traffic of a collective (engine/comm_rehearsal.h). A device without a second stream copies at once.
   virtual void copy_beside(const Copy& a) { copy(a); }
   virtual void join_copies() {}
-  /// y[i] (+)= alpha * scale[0] * x[i]; scale [1] absent = 1.
+  /// y[i] (+)= alpha * scale[0] * x[i]; scale f32 [1], absent = 1. On a GPU x and y may differ in type (f32, bf16,
+  /// f16).
   struct Axpy {
     ConstView x{};
     View y{};
@@ -127,7 +128,7 @@ class Backend {
     Write write = Write::overwrite;
   };
   virtual void conv2d_grad_input(const Conv2dGradInput&) = 0;
-  /// dw[k,r,s,c] (+)= sum_{n,p,q} dy[n,p,q,k] * x[n, p*stride+r-pad, q*stride+s-pad, c]
+  /// dw[k,r,s,c] (+)= sum_{n,p,q} dy[n,p,q,k] * x[n, p*stride+r-pad, q*stride+s-pad, c];  dw f32 whatever x and dy are
   struct Conv2dGradWeight {
     ConstView dy{}, x{};
     View dw{};
@@ -325,7 +326,8 @@ class Backend {
   };
   virtual void best_window(const BestWindow&) = 0;
 
-  // ---- commit: the only calls that change state, all predicated on `finite` -----------------------------------------
+  // ---- commit: the only calls that change state; where `finite` holds 0, only update_loss_scale does
+  // -----------------
   /// flag [1] i32 = 1 if every x[i] is finite, else 0; accumulate: flag = flag and that.
   struct AllFinite {
     ConstView x{};
@@ -382,6 +384,17 @@ class Backend {
     ConstView momentum{}, finite{};
   };
   virtual void ema(const Ema&) = 0;
+  /// Dynamic loss scaling by powers of two (engine/precision.h). finite i32 [1]:
+  ///   1: steps += 1; at `interval` of them scale = min(2 scale, largest) and steps = 0
+  ///   0: scale = max(scale / 2, smallest), steps = 0, skipped += 1
+  /// scale f32 [2] = scale, 1 / scale;  counters i64 [2] = steps, skipped
+  struct UpdateLossScale {
+    View scale{}, counters{};
+    ConstView finite{};
+    int interval = 2000;
+    float smallest = 1, largest = 16777216;
+  };
+  virtual void update_loss_scale(const UpdateLossScale&) = 0;
   /// queue[(cursor + i) mod K] = rows[i] for i in order (also for B > K: the last K rows stay);  cursor = (cursor + B)
   /// mod K.  rows [B,D], queue [K,D], cursor i64 [1]
   struct RingWrite {

@@ -69,7 +69,7 @@ if [ ! -x "$build/csml" ]; then
 fi
 
 # Tests, on the card.
-for area in kernels grad replay golden; do
+for area in kernels grad replay golden precision; do
   [ -x "$build/${area}_test" ] && step "test_$area" env CSML_TEST_BACKEND="$device" "$build/${area}_test"
 done
 step test_plan "$build/plan_test"

@@ -111,6 +111,10 @@ const std::map<std::string, std::set<std::string>>& activations() {
       {"relu_grad", {"dy", "y", "dx"}},
       {"column_sum", {"x"}},
       {"gather", {"x", "y"}},
+      {"conv2d", {"x", "w", "y"}},
+      {"conv2d_grad_input", {"dy", "w", "dx"}},
+      {"conv2d_grad_weight", {"dy", "x"}},
+      {"matmul", {"a", "b", "c"}},
       {"max_pool", {"x", "y"}},
       {"max_pool_grad", {"dy", "dx"}},
       {"global_avg_pool", {"x", "y"}},
@@ -133,8 +137,13 @@ const std::map<std::string, std::set<std::string>>& activations() {
 }
 
 /// dx of batch norm is computed from the sum of two gradients as dresidual holds it, where that is wanted: in 16 bits
-/// both are rounded.
+/// both are rounded. A filter's gradient leaves cuDNN in 16 bits before it is added in f32, and what is added to a
+/// 16-bit array may have been rounded before.
 void allow_second_rounding(OpCase& c, DType type) {
+  if (c.op == "conv2d_grad_weight" || c.op == "conv2d_grad_input" || c.op == "matmul")
+    for (Arg& arg : c.args)
+      if (arg.name == "dw" || (arg.role == Role::in_out && arg.dtype == type))
+        arg.tolerance = rounded_to(type, arg.tolerance);
   const auto has = [&](const char* name, Role role) {
     return std::any_of(c.args.begin(), c.args.end(), [&](const Arg& a) { return a.name == name && a.role == role; });
   };
@@ -224,7 +233,9 @@ TEST_CASE("pooling") { check_family({"max_pool", "max_pool_grad", "global_avg_po
 TEST_CASE("batch norm") { check_family({"batch_norm", "batch_norm_grad", "batch_norm_inference"}); }
 TEST_CASE("losses") { check_family({"l2_normalize", "l2_normalize_grad", "info_nce", "cross_entropy"}); }
 TEST_CASE("top k") { check_family({"top_k"}); }
-TEST_CASE("commit calls") { check_family({"all_finite", "sgd", "lars", "adamw", "ema", "ring_write"}); }
+TEST_CASE("commit calls") {
+  check_family({"all_finite", "sgd", "lars", "adamw", "ema", "update_loss_scale", "ring_write"});
+}
 TEST_CASE("losses of several positives") { check_family({"row_dot", "scale_rows", "multi_positive"}); }
 TEST_CASE("windows of maps") { check_family({"gather_window", "gather_window_grad", "best_window"}); }
 TEST_CASE("augmentation") { check_family({"augment", "cut_mix"}); }

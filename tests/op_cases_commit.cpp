@@ -198,6 +198,31 @@ OpCase ema_case(const Shape& s, double momentum) {
           .flops = 3.0 * static_cast<double>(s.size())};
 }
 
+OpCase loss_scale_case(double scale, double steps, bool finite) {
+  return {.op = "update_loss_scale",
+          .detail = cat("{} after {} steps, finite {}", scale, steps, finite),
+          .args = {in_out("scale", {2}, values({scale, 1 / scale}), kExact),
+                   in_out("counters", {2}, values({steps, 5}), kExact, DType::i64),
+                   input("finite", {1}, value(finite), DType::i32)},
+          .call =
+              [](Backend& be, const Bound& b) {
+                be.update_loss_scale({.scale = b["scale"],
+                                      .counters = b["counters"],
+                                      .finite = b["finite"],
+                                      .interval = 4,
+                                      .smallest = 0.5f,
+                                      .largest = 64});
+              },
+          .reference =
+              [=](const Arrays& in, Arrays& out) {
+                out = in;
+                const bool grows = finite && steps + 1 == 4;
+                const double now = !finite ? std::max(scale / 2, 0.5) : grows ? std::min(2 * scale, 64.0) : scale;
+                out["scale"].v = {now, 1 / now};
+                out["counters"].v = {finite && !grows ? steps + 1 : 0, finite ? 5.0 : 6.0};
+              }};
+}
+
 OpCase ring_case(int64_t batch, int64_t d, int64_t keys, int64_t cursor) {
   return {.op = "ring_write",
           .detail = cat("{} rows of {} at {} of {}", batch, d, cursor, keys),
@@ -271,6 +296,9 @@ OpCase cut_mix_case(const Shape& s, const std::vector<double>& box) {
 }  // namespace
 
 void add_commit_cases(OpCases& cases) {
+  for (const double scale : {0.5, 1.0, 32.0, 64.0})
+    for (const double steps : {0.0, 2.0, 3.0})
+      for (const bool finite : {false, true}) cases.push_back(loss_scale_case(scale, steps, finite));
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN(), kInf = std::numeric_limits<double>::infinity();
   for (const int64_t n : {1, 17, 100003}) {
     for (const double planted : {kNan, kInf, -kInf, 3e38}) {

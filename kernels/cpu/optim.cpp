@@ -258,6 +258,23 @@ void ema(const Backend::Ema& args) {
   parallel_for(args.y.size(), kGrain, blend);
 }
 
+void update_loss_scale(const Backend::UpdateLossScale& args) {
+  CHECK(args.scale.size() == 2 && args.counters.size() == 2 && args.finite.size() == 1,
+        "update_loss_scale: scale {} and counters {} must be [2], finite {} [1]", args.scale.shape.text(),
+        args.counters.shape.text(), args.finite.shape.text());
+  float* scale = args.scale.as<float>();
+  int64_t* counters = args.counters.as<int64_t>();
+  if (*args.finite.as<int32_t>() == 0) {
+    scale[0] = std::max(scale[0] / 2, args.smallest);
+    counters[0] = 0;
+    ++counters[1];
+  } else if (++counters[0] >= args.interval) {
+    scale[0] = std::min(2 * scale[0], args.largest);
+    counters[0] = 0;
+  }
+  scale[1] = 1 / scale[0];
+}
+
 void ring_write(const Backend::RingWrite& args) {
   const Shape &rows = args.rows.shape, &queue = args.queue.shape;
   CHECK(rows.rank() == 2 && queue.rank() == 2 && rows[1] == queue[1] && queue[0] > 0,

@@ -245,7 +245,8 @@ struct AdamOp {
   }
 };
 
-// ---- ema, ring_write ------------------------------------------------------------------------------------------------
+// ---- ema, loss scale, ring_write
+// -------------------------------------------------------------------------------------
 
 /// Bytes: reads x and y, writes y: 12 an element. FLOPs: 4 an element.
 struct EmaOp {
@@ -263,6 +264,20 @@ struct EmaOp {
     store_pack(y + i, out);
   }
 };
+
+KERNEL void update_loss_scale_kernel(float* scale, int64_t* counters, const int32_t* finite, int interval,
+                                     float smallest, float largest) {
+  if (thread() > 0) return;
+  if (*finite == 0) {
+    scale[0] = max(scale[0] / 2, smallest);
+    counters[0] = 0;
+    ++counters[1];
+  } else if (++counters[0] >= interval) {
+    scale[0] = min(2 * scale[0], largest);
+    counters[0] = 0;
+  }
+  scale[1] = 1 / scale[0];
+}
 
 /// The cursor's row, in [0, keys) whatever it holds.
 DEVICE int64_t row_of(const int64_t* cursor, int64_t keys) {
@@ -422,6 +437,15 @@ void ema(Context& context, const Backend::Ema& args) {
                  .momentum = scalar<float>("ema", "momentum", args.momentum),
                  .finite = finite_of("ema", args.finite)};
   map<4>(context, "ema", op, args.y.size(), aligned(op.x) && aligned(op.y));
+}
+
+void update_loss_scale(Context& context, const Backend::UpdateLossScale& args) {
+  CHECK(args.scale.size() == 2 && args.counters.size() == 2 && args.finite.size() == 1,
+        "update_loss_scale: scale {} and counters {} must be [2], finite {} [1]", args.scale.shape.text(),
+        args.counters.shape.text(), args.finite.shape.text());
+  launch(context, {.name = "update_loss_scale", .grid = {1}, .threads = kWarp}, update_loss_scale_kernel,
+         args.scale.as<float>(), args.counters.as<int64_t>(), args.finite.as<int32_t>(), args.interval, args.smallest,
+         args.largest);
 }
 
 void ring_write(Context& context, const Backend::RingWrite& args) {
