@@ -1,4 +1,5 @@
 // Every kernel against its reference in double, between red zones; repeatability; refused arguments.
+#include "engine/tensor.h"
 #include "kernels/cpu/onednn.h"
 #include "tests/backend.h"
 #include "tests/op_cases.h"
@@ -152,15 +153,15 @@ void allow_second_rounding(OpCase& c, DType type) {
     if (arg.name == "dx") arg.tolerance = rounded_to(type, arg.tolerance);
 }
 
-/// The case with its f32 activations in another type; nothing where it has none.
-std::optional<OpCase> in_type(const OpCase& c, DType type) {
+/// The case with its f32 activations, or only one of them, in another type; nothing where it has none.
+std::optional<OpCase> in_type(const OpCase& c, DType type, const std::string& only = "") {
   const auto found = activations().find(c.op);
   if (found == activations().end()) return {};
   OpCase typed = c;
-  typed.detail += cat(" {}", name_of(type));
+  typed.detail += cat(" {} {}", only, name_of(type));
   bool changed = false;
   for (Arg& arg : typed.args)
-    if (arg.dtype == DType::f32 && found->second.count(arg.name)) {
+    if (arg.dtype == DType::f32 && found->second.count(arg.name) && (only.empty() || only == arg.name)) {
       arg.dtype = type;
       changed = true;
     }
@@ -184,7 +185,9 @@ std::vector<OpCase> cases_of(const std::set<std::string>& ops) {
     std::vector<OpCase> typed{c};
     if (backend_under_test() != "cpu")
       for (const DType type : {DType::bf16, DType::f16})
-        if (auto other = in_type(c, type)) typed.push_back(*other);
+        for (const char* only : {"", "x", "y"})  // axpy converts
+          if (c.op == "axpy" || !*only)
+            if (auto other = in_type(c, type, only)) typed.push_back(*other);
     if (kInTurn && executor) typed = {typed[number++ % typed.size()]};
     cases.insert(cases.end(), typed.begin(), typed.end());
   }
