@@ -112,7 +112,7 @@ nlohmann::json bench_kernels(Device& device, const std::string& op, bool cifar, 
 nlohmann::json bench_floors(const std::string& op, bool cifar, int64_t batch, DType type) {
   nlohmann::json ops = nlohmann::json::array();
   for (const test::OpCase& in_f32 : cases_of(op, cifar, batch)) {
-    const test::OpCase op_case = test::in_type(in_f32, type, true).value_or(in_f32);
+    const test::OpCase op_case = test::in_type(in_f32, type).value_or(in_f32);
     const bool matrix = uses_matrix_units(op_case.op) && size_of(type) == 2;
     const double bytes = op_case.bytes();
     nlohmann::json row = {

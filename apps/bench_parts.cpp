@@ -135,14 +135,15 @@ class CommitPart final : public Part {
   CommitPart(Device& device, int64_t n)
       : Part(device, {{"case", "commit"}, {"parameters", n}, {"precision", "fp32"}}),
         params_(device),
+        key_(device),
         learning_rate_(Tensor::full(device, {1}, 0.03f)),
         key_momentum_(Tensor::full(device, {1}, 0.999f)),
         finite_(Tensor::from(device, {1}, std::vector<int32_t>{1})) {
-    params_.add("parameters", {n}, Init::normal(0.01f));
-    params_.build(0, true);
+    for (Params* p : {&params_, &key_}) {
+      p->add("parameters", {n}, Init::normal(0.01f));
+      p->build(0, true);
+    }
     optimizer_ = Optimizer::make(params_, {.kind = "sgd", .momentum = kMomentum, .weight_decay = kWeightDecay});
-    key_ = Tensor(device, params_.master().shape());
-    copy(params_.master(), key_);
     params_.grad().span(0, {n}).upload(bench_noise(n, 3));
   }
 
@@ -156,7 +157,7 @@ class CommitPart final : public Part {
   }
   bool put_results(Exchange& exchange) override {
     exchange.put("after", params_.master());
-    exchange.put("key", key_);
+    exchange.put("key", key_.master());
     return true;
   }
 
@@ -165,13 +166,13 @@ class CommitPart final : public Part {
 
   void run_once() override {
     all_finite(params_.grad(), finite_);
-    optimizer_->step(learning_rate_, finite_);
-    ema(params_.master(), key_, key_momentum_, finite_);
+    optimizer_->step(
+        {.learning_rate = learning_rate_, .finite = finite_, .average = &key_, .average_momentum = key_momentum_});
   }
 
-  Params params_;
+  Params params_, key_;
   std::unique_ptr<Optimizer> optimizer_;
-  Tensor key_, learning_rate_, key_momentum_, finite_;
+  Tensor learning_rate_, key_momentum_, finite_;
 };
 
 }  // namespace

@@ -96,7 +96,7 @@ class SupervisedStep final : public BenchWork {
       loss.backward();
       params_.finish_gradients();
     }
-    optimizer_->step(learning_rate_, {});
+    optimizer_->step({.learning_rate = learning_rate_});
     ema(statistics_, params_.buffers(), statistics_momentum_);
   }
 

@@ -20,7 +20,7 @@ constexpr KeyFlag kKeyFlags[] = {
     {"--test-data", "data.test", "SPEC", "Labelled images of the online k-NN; absent: no online k-NN"},
     {"--method", "method.name", "NAME", "csml | moco | simclr | byol | mocov3"},
     {"--device", "train.device", "NAME", "auto | cpu | cuda | cuda:N"},
-    {"--precision", "train.precision", "NAME", "fp32"},
+    {"--precision", "train.precision", "NAME", "fp32 | bf16 | fp16; 16 bits on a GPU only"},
     {"--epochs", "train.epochs", "N", "Passes over the data"},
     {"--batch-size", "train.batch_size", "N", "Images per step, of all processes together"},
     {"--seed", "train.seed", "N", "Of every random draw"},
@@ -181,6 +181,7 @@ int run(const Options& o) {
 
   StopSignals signals(job.rank, job.size, config.train.stop_seconds);
   const auto device = Device::open(device_of(config.train.device, job));
+  compute_type(config.train.precision, *device);  // refused here, before there is a folder
   const auto comm = Comm::open(*device, {.timeout_seconds = config.comm.timeout_seconds, .rendezvous = {}});
   const TimelineFile timeline(*device, job.rank);
   if (comm->size() == 1) return train_on(o, resolved, *train, signals, *device, *comm);

@@ -110,7 +110,11 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"train.seed", &c.train.seed, "of every random draw"},
       {"train.threads", &c.train.threads, "compute threads of the CPU; 0: all cores"},
       {"train.device", &c.train.device, "auto | cpu | cuda | cuda:N"},
-      {"train.precision", &c.train.precision, "this release: fp32"},
+      {"train.precision", &c.train.precision, "fp32 | bf16 | fp16, of activations and products; 16 bits on a GPU only"},
+      {"train.loss_scale", &c.train.loss_scale.initial, "fp16: factor of the loss at the start, a power of two"},
+      {"train.loss_scale_interval", &c.train.loss_scale.interval, "fp16: finite steps after which the factor doubles"},
+      {"train.loss_scale_min", &c.train.loss_scale.smallest, "fp16: the factor is never halved below this"},
+      {"train.loss_scale_max", &c.train.loss_scale.largest, "fp16: the factor is never doubled above this"},
       {"train.log_every_steps", &c.train.log_every_steps, "steps between lines of metrics.jsonl"},
       {"train.checkpoint_every_steps", &c.train.checkpoint_every_steps, "0: by epochs only"},
       {"train.checkpoint_every_epochs", &c.train.checkpoint_every_epochs, "0: by steps only"},
@@ -324,7 +328,16 @@ void check_training(const Config& c) {
   if (!numbered) require_one_of("train.device", t.device, {"auto", "cpu", "cuda", "cuda:N"});
   require(t.device != "cuda:N", "train.device", "\"cuda:N\": write the number of the device, for example cuda:0");
   require_one_of("train.precision", t.precision, {"fp32", "bf16", "fp16"});
-  require(t.precision == "fp32", "train.precision", "\"{}\" is not in this release; use \"fp32\"", t.precision);
+  const LossScaleOptions& l = t.loss_scale;
+  const std::pair<const char*, float> scales[] = {
+      {"train.loss_scale", l.initial}, {"train.loss_scale_min", l.smallest}, {"train.loss_scale_max", l.largest}};
+  for (const auto& [key, scale] : scales) {
+    int exponent = 0;
+    require(std::frexp(scale, &exponent) == 0.5f, key, "must be a power of two, got {}", scale);
+  }
+  require(l.smallest <= l.initial && l.initial <= l.largest, "train.loss_scale",
+          "must be in train.loss_scale_min … train.loss_scale_max ({} … {}), got {}", l.smallest, l.largest, l.initial);
+  require(l.interval >= 1, "train.loss_scale_interval", "must be at least 1, got {}", l.interval);
   require(t.log_every_steps >= 1, "train.log_every_steps", "must be at least 1, got {}", t.log_every_steps);
   require(t.checkpoint_every_steps >= 0, "train.checkpoint_every_steps", "must not be negative");
   require(t.checkpoint_every_epochs >= 0, "train.checkpoint_every_epochs", "must not be negative");

@@ -10,6 +10,7 @@
 
 #include "data/augment.h"
 #include "engine/optim.h"
+#include "engine/precision.h"
 
 namespace csml {
 
@@ -78,7 +79,8 @@ struct TrainConfig {
   uint64_t seed = 0;
   int threads = 0;  // compute threads of the CPU; 0: all cores
   std::string device = "auto";
-  std::string precision = "fp32";  // this release: fp32
+  std::string precision = "fp32";  // fp32 | bf16 | fp16; 16 bits on a GPU only
+  LossScaleOptions loss_scale;     // fp16
   int log_every_steps = 20;
   int checkpoint_every_steps = 0;  // 0: only by epochs
   int checkpoint_every_epochs = 1;

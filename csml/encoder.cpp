@@ -31,7 +31,7 @@ int stage_of_level(const std::string& level) {
 }
 
 Encoder::Encoder(Device& device, const ModelConfig& config, int in_channels, uint64_t seed, bool trainable,
-                 const EncoderParts& parts)
+                 const EncoderParts& parts, DType compute)
     : params_(std::make_unique<Params>(device)),
       trunk_(*params_, resnet_options(config, in_channels)),
       trunk_part_(0, params_->buffer_entries().size()),
@@ -64,7 +64,7 @@ Encoder::Encoder(Device& device, const ModelConfig& config, int in_channels, uin
         cat("predictors.res{}", stage + 2));
     predictor_part_[s] = {before, count()};
   }
-  params_->build(seed, trainable);
+  params_->build(seed, trainable, compute);
 }
 
 Encoder::Range Encoder::range(const Part& part) const {

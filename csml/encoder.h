@@ -33,17 +33,18 @@ class Encoder {
   static constexpr int kTop = 3;  // the last stage, res5, whose head is the projection head
 
   /// trainable = false: a momentum encoder (no gradients). The same seed gives the same weights, and the parameters of
-  /// an encoder without predictors are the first of one with them.
+  /// an encoder without predictors are the first of one with them. compute: f32, or bf16 or f16 on a GPU.
   Encoder(Device& device, const ModelConfig& config, int in_channels, uint64_t seed, bool trainable,
-          const EncoderParts& parts = {});
+          const EncoderParts& parts = {}, DType compute = DType::f32);
 
+  /// Maps and pooled features in the type that the encoder computes in, whatever x is.
   Stages trunk(const Var& x, const Forward& forward, std::vector<Var>* pooled_blocks = nullptr) const {
-    return trunk_(x, forward, pooled_blocks);
+    return trunk_(cast(x, params_->compute_type()), forward, pooled_blocks);
   }
   std::vector<std::string> block_names() const { return trunk_.block_names(); }
-  /// l2_normalize(head(GAP(trunk(x)))), [N, dim]
-  Var embed(const Var& x, const Forward& forward) const { return project(trunk_(x, forward).pooled, forward); }
-  /// l2_normalize of the projection of pooled features, [N, dim]
+  /// l2_normalize(head(GAP(trunk(x)))), [N, dim], f32
+  Var embed(const Var& x, const Forward& forward) const { return project(trunk(x, forward).pooled, forward); }
+  /// l2_normalize of the projection of pooled features, [N, dim], f32
   Var project(const Var& pooled, const Forward& forward = Forward::inference()) const {
     return l2_normalize(head_(pooled, forward));
   }

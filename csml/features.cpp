@@ -50,7 +50,7 @@ Features extract_features(Device& device, const Encoder& encoder, const Dataset&
   const int64_t dim = o.projection ? encoder.project_dim() : encoder.feature_dim();
   return collect(device, dataset, o, dim, [&](const Tensor& images) {
     const Var pooled = encoder.trunk(Var(images), Forward::inference()).pooled;
-    return o.projection ? encoder.project(pooled).value() : pooled.value();
+    return o.projection ? encoder.project(pooled).value() : cast(pooled, DType::f32).value();
   });
 }
 

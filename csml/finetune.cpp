@@ -65,8 +65,8 @@ class Trainer {
     net_.trunk().finish_gradients();
     net_.head().finish_gradients();
     all_finite(net_.trunk().grad(), finite_);  // a loss that is not finite reaches every parameter
-    trunk_optimizer_->step(trunk_rate_, finite_);
-    head_optimizer_->step(head_rate_, finite_);
+    trunk_optimizer_->step({.learning_rate = trunk_rate_, .finite = finite_});
+    head_optimizer_->step({.learning_rate = head_rate_, .finite = finite_});
     ema(statistics_, net_.trunk().buffers(), statistics_momentum_, finite_);
   }
 

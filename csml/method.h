@@ -24,7 +24,8 @@ class Method {
   virtual void load(const Batch& batch, const StepInfo& info) = 0;
   /// One whole step: forward, backward, commit. Recordable: reads only what load() uploaded.
   virtual void step() = 0;
-  /// Whether the last step had a finite gradient; one that had not changed nothing. Waits for the device.
+  /// Whether the last step had a finite gradient; one that had not changed nothing. An fp16 overflow that lowers the
+  /// loss scale counts as finite. Waits for the device.
   virtual bool finite() const = 0;
   /// Means over the `steps` steps since the last call, for the log: loss, loss_terms, positive_similarity, … Reads the
   /// device, so it is called between steps and not at each.

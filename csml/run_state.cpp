@@ -71,6 +71,7 @@ void RunState::share(Device& device, Comm& comm) {
   for (Encoder* encoder : {&method.query_encoder(), &method.key_encoder()}) {
     comm.broadcast(encoder->params().master(), 0);
     comm.broadcast(encoder->params().buffers(), 0);
+    encoder->params().update_compute();
   }
   for (const auto& [name, tensor] : method.state()) comm.broadcast(tensor, 0);
   const nlohmann::json mine{{"step", at.step},

@@ -96,12 +96,14 @@ Siamese::Siamese(Device& device, const Config& config, int in_channels, Plan pla
       base_(base_of(config.method)),
       plan_(std::move(plan)),
       levels_(levels_of(config)),
+      compute_(compute_type(config.train.precision, device)),
       key_slots_(slots_with_keys(plan_)),
-      f_q_(device, config.model, in_channels, config.train.seed, true, encoder_parts(config)),
+      f_q_(device, config.model, in_channels, config.train.seed, true, encoder_parts(config), compute_),
       comm_(comm),
       layout_(batch_layout(config, comm)),
       buckets_(f_q_.params(), comm, static_cast<int64_t>(config.comm.bucket_mib * (1 << 20))),
       optimizer_(Optimizer::make(f_q_.params(), config.optimizer)),
+      loss_scale_(device, compute_, config.train.loss_scale),
       box_(device, {4}, DType::i32),
       w_one_(scalar(device, 1)),
       w_own_(device, {1}),
@@ -117,7 +119,7 @@ Siamese::Siamese(Device& device, const Config& config, int in_channels, Plan pla
       momentum_now_(static_cast<float>(config.method.momentum)) {
   const uint64_t seed = config.train.seed;
   if (base_.momentum_encoder)  // the same seed: starts as a copy
-    f_k_.emplace(device, config.model, in_channels, seed, false, parts_of(levels_, false));
+    f_k_.emplace(device, config.model, in_channels, seed, false, parts_of(levels_, false), compute_);
   for (const Level& level : levels_) {
     if (base_.negatives == Base::Negatives::queue)
       queues_.emplace_back(device, config.method.queue, config.model.dim, seed, static_cast<uint32_t>(level.stage + 2));
@@ -128,7 +130,7 @@ Siamese::Siamese(Device& device, const Config& config, int in_channels, Plan pla
           cat("method.alignment = \"{}\" needs a base with a momentum encoder, {} has none; use \"global\"",
               config.method.alignment, base_.name));
   }
-  for (const ViewSpec& spec : plan_.views) inputs_.emplace_back(device, layout_.local, spec);
+  for (const ViewSpec& spec : plan_.views) inputs_.emplace_back(device, layout_.local, spec, compute_);
   if (layout_.loader_shuffles && plan_.directions == 2)
     throw UsageError(
         "a symmetrised loss needs its views in the batch's order, and the shuffle reaches over processes: set "
@@ -248,7 +250,7 @@ void Siamese::step() {
     anchors_.clear();
     if (last) keys_.clear();
     banks_.clear();
-    buckets_.backward(total, {}, {.first = part_ == 0, .last = last});
+    buckets_.backward(total, loss_scale_.seed(), {.first = part_ == 0, .last = last});
   }
   part_ = 0;
   average_parts(query_statistics_);
@@ -279,24 +281,25 @@ void Siamese::commit() {
   average_statistics();
   all_finite(f_q_.params().grad(), finite_);
   comm_.all_reduce_min(finite_);  // all change their state, or none does
-  optimizer_->step(learning_rate_, finite_);
+  // theta_k <- m theta_k + (1 - m) theta_q: due before the next step's key forwards, so it is the end of this one. The
+  // predictors, which it lacks, are the last of theta_q.
+  optimizer_->step({.learning_rate = learning_rate_,
+                    .finite = finite_,
+                    .inverse_scale = loss_scale_.inverse(),
+                    .average = f_k_ ? &f_k_->params() : nullptr,
+                    .average_momentum = momentum_});
   const auto update = [&](const std::vector<Statistics>& list, const Tensor& running) {
     for (const Statistics& s : list)
       ema(s.values, running.span(s.range.first, {s.range.count}), statistics_momentum_, finite_);
   };
   update(query_statistics_, f_q_.params().buffers());
-  if (f_k_) {
-    update(key_statistics_, f_k_->params().buffers());
-    // theta_k <- m theta_k + (1 - m) theta_q: due before the next step's key forwards, so it is the end of this one.
-    // The predictors, which it lacks, are the last of theta_q.
-    const Tensor& theta_k = f_k_->params().master();
-    ema(f_q_.params().master().span(0, theta_k.shape()), theta_k, momentum_, finite_);
-  }
+  if (f_k_) update(key_statistics_, f_k_->params().buffers());
   for (size_t l = 0; l < queues_.size(); ++l) {
     const Tensor keys(device_, enqueue_[l].shape().with_rows(enqueue_[l].shape()[0] * comm_.size()));
     comm_.all_gather(enqueue_[l], keys);
     queues_[l].push(keys, finite_);
   }
+  loss_scale_.update(finite_);
 }
 
 // ---- what is said of it ---------------------------------------------------------------------------------------------
@@ -338,9 +341,19 @@ nlohmann::json Siamese::measure(int64_t steps) {
     out["lambda"] = draw_.lambda;
     out["weights"] = draw_.pair;
   }
-  out["finite"] = finite_.host<int32_t>()[0] == 1;
+  const LossScale::Reading scaling = loss_scale_.read();
+  if (loss_scale_) {
+    out["loss_scale"] = scaling.scale;
+    out["skipped_steps"] = scaling.skipped;
+  }
+  out["finite"] = finite();
   for (const Tensor& sum : {loss_sum_, total_sum_, positive_sum_, negative_sum_}) fill(sum, 0);
   return out;
+}
+
+bool Siamese::finite() const {
+  // A step that scaling skipped is no alarm while the scale can still fall.
+  return finite_.host<int32_t>()[0] == 1 || (loss_scale_ && !loss_scale_.read().at_floor);
 }
 
 std::vector<std::pair<std::string, Tensor>> Siamese::state() const {
@@ -350,6 +363,7 @@ std::vector<std::pair<std::string, Tensor>> Siamese::state() const {
     all.emplace_back("queue." + levels_[l].name + ".cursor", queues_[l].cursor());
   }
   for (auto& [name, tensor] : optimizer_->state()) all.emplace_back("optimizer." + name, tensor);
+  for (auto& named : loss_scale_.state()) all.push_back(std::move(named));
   return all;
 }
 

@@ -13,6 +13,7 @@
 #include "csml/plan.h"
 #include "csml/queue.h"
 #include "engine/buckets.h"
+#include "engine/precision.h"
 
 namespace csml {
 
@@ -36,7 +37,7 @@ class Siamese final : public Method {
   std::vector<ViewSpec> views() const override { return plan_.views; }
   void load(const Batch& batch, const StepInfo& info) override;
   void step() override;
-  bool finite() const override { return finite_.host<int32_t>()[0] == 1; }
+  bool finite() const override;
   nlohmann::json measure(int64_t steps) override;
   Encoder& query_encoder() override { return f_q_; }
   Encoder& key_encoder() override { return f_k_ ? *f_k_ : f_q_; }
@@ -111,6 +112,7 @@ class Siamese final : public Method {
   const Base& base_;
   Plan plan_;
   std::vector<Level> levels_;
+  DType compute_;
   std::vector<int> key_slots_;  // in the order of their forwards
   Encoder f_q_;
   std::optional<Encoder> f_k_;
@@ -124,6 +126,7 @@ class Siamese final : public Method {
   std::vector<Tensor> corners_;              // i32 [B,2] per level
   Tensor own_, ids_;                         // i32 [B], [M] of an in-batch bank
   std::unique_ptr<Optimizer> optimizer_;
+  LossScale loss_scale_;
   Tensor box_, w_one_, w_own_, w_pair_, w_mixed_;
   Tensor learning_rate_, momentum_, statistics_momentum_, finite_;
   StepDraw draw_;

@@ -94,6 +94,7 @@ class Run {
   Step step_;
   std::unique_ptr<Loader> loader_;
   int64_t steps_per_epoch_ = 0;
+  bool at_floor_ = false;  // of the loss scale
   std::optional<Progress> progress_;
   RunResult result_;
   /// The step that ran last, until it is known whether its gradient was finite.
@@ -244,14 +245,24 @@ void Run::log_step(int64_t steps) {
   line["images_per_second"] = per_second;
   line["data_wait"] = interval_wait_ / std::max(1e-9, elapsed);
   line["memory_bytes"] = device_.stats().reserved;
-  line["skipped_steps"] = state_.skipped;
+  if (!line.contains("skipped_steps")) line["skipped_steps"] = state_.skipped;
   if (base_of(config_.method).negatives == Base::Negatives::queue) {
     const double each = static_cast<double>(config_.train.batch_size) * config_.method.directions;
     const double pushed = static_cast<double>(at_.step) * each, rows = static_cast<double>(config_.method.queue);
     line["queue_fill"] = std::min(1.0, pushed / rows);
     line["queue_age_steps"] = std::min(pushed, rows) / each;
   }
+  const bool at_floor = line.contains("loss_scale") && line["skipped_steps"] > 0 &&
+                        line["loss_scale"] == config_.train.loss_scale.smallest;
   log_->write(std::move(line));
+  if (at_floor && !at_floor_) {
+    log_warn(
+        cat("step {}: the loss scale has fallen to train.loss_scale_min = {}: fp16 gradients overflow; use "
+            "--precision bf16, or lower schedule.lr",
+            at_.step, config_.train.loss_scale.smallest));
+    log_->event("loss_scale_floor", "the loss scale has fallen to train.loss_scale_min");
+  }
+  at_floor_ = at_floor;
   interval_start_ = Clock::now();
   interval_wait_ = 0;
 }

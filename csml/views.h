@@ -12,9 +12,9 @@ namespace csml {
 /// The inputs of one view, in memory that stays the same from step to step.
 class ViewInput {
  public:
-  ViewInput(Device& device, int64_t batch, const ViewSpec& spec);
+  ViewInput(Device& device, int64_t batch, const ViewSpec& spec, DType dtype = DType::f32);
   void upload(const ViewBatch& batch);
-  /// Augmented, normalised images [B, S, S, C]; part of the step.
+  /// Augmented, normalised images [B, S, S, C] of the element type; part of the step.
   Tensor images() const { return made(pixels_, params_); }
   /// Of rows [first, first + count), or of the rows that index (i32) lists.
   Tensor images(int64_t first, int64_t count) const {
@@ -27,6 +27,7 @@ class ViewInput {
 
   ViewSpec spec_;
   Tensor pixels_, params_;
+  DType dtype_;
 };
 
 }  // namespace csml

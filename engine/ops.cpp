@@ -15,7 +15,7 @@ Var conv2d(const Var& x, const Var& w, int stride, int pad) {
   CHECK(xs.rank() == 4 && ws.rank() == 4 && xs[3] == ws[3], "conv2d of x {} with w {}", xs.text(), ws.text());
   const int64_t p = (xs[1] + 2 * pad - ws[1]) / stride + 1, q = (xs[2] + 2 * pad - ws[2]) / stride + 1;
   CHECK(p > 0 && q > 0, "conv2d: image {} is too small for filter {}", xs.text(), ws.text());
-  Tensor y(x.value().device(), {xs[0], p, q, ws[0]});
+  Tensor y(x.value().device(), {xs[0], p, q, ws[0]}, x.value().dtype());
   backend(y).conv2d({.x = x.value(), .w = w.value(), .y = y, .stride = stride, .pad = pad});
   return Var::op("conv2d", y, {x, w},
                  [x = x.value(), w = w.value(), stride, pad](const Tensor& dy, std::span<const Sink> dx) {
@@ -32,7 +32,7 @@ Var linear(const Var& x, const Var& w, const Var& b) {
   const Shape& xs = x.shape();
   const Shape& ws = w.shape();
   CHECK(xs.rank() == 2 && ws.rank() == 2 && xs[1] == ws[1], "linear of x {} with w {}", xs.text(), ws.text());
-  Tensor y(x.value().device(), {xs[0], ws[0]});
+  Tensor y(x.value().device(), {xs[0], ws[0]}, x.value().dtype());
   backend(y).matmul(
       {.a = x.value(), .b = w.value(), .bias = b ? ConstView(b.value()) : ConstView{}, .c = y, .transpose_b = true});
   return Var::op("linear", y, {x, w, b}, [x = x.value(), w = w.value()](const Tensor& dy, std::span<const Sink> dx) {
@@ -80,7 +80,7 @@ Var max_pool(const Var& x, int window, int stride, int pad) {
   CHECK(s.rank() == 4, "max_pool of shape {}", s.text());
   Device& device = x.value().device();
   const Shape out{s[0], (s[1] + 2 * pad - window) / stride + 1, (s[2] + 2 * pad - window) / stride + 1, s[3]};
-  Tensor y(device, out), argmax(device, out, DType::u8);
+  Tensor y(device, out, x.value().dtype()), argmax(device, out, DType::u8);
   backend(y).max_pool({.x = x.value(), .y = y, .argmax = argmax, .window = window, .stride = stride, .pad = pad});
   return Var::op("max_pool", y, {x}, [argmax, window, stride, pad](const Tensor& dy, std::span<const Sink> dx) {
     if (dx[0])
@@ -97,14 +97,15 @@ Var max_pool(const Var& x, int window, int stride, int pad) {
 Var global_avg_pool(const Var& x) {
   const Shape& s = x.shape();
   CHECK(s.rank() == 4, "global_avg_pool of shape {}", s.text());
-  Tensor y(x.value().device(), {s[0], s[3]});
+  Tensor y(x.value().device(), {s[0], s[3]}, x.value().dtype());
   backend(y).global_avg_pool({.x = x.value(), .y = y});
   return Var::op("global_avg_pool", y, {x}, [](const Tensor& dy, std::span<const Sink> dx) {
     if (dx[0]) backend(dy).global_avg_pool_grad({.dy = dy, .dx = dx[0].tensor, .write = dx[0].write});
   });
 }
 
-Var l2_normalize(const Var& x) {
+Var l2_normalize(const Var& rows) {
+  const Var x = cast(rows, DType::f32);
   const Shape& s = x.shape();
   CHECK(s.rank() == 2, "l2_normalize of shape {}", s.text());
   Tensor y = like(x.value()), norm(x.value().device(), {s[0]});
@@ -112,6 +113,15 @@ Var l2_normalize(const Var& x) {
   return Var::op("l2_normalize", y, {x}, [y, norm](const Tensor& dy, std::span<const Sink> dx) {
     if (dx[0])
       backend(dy).l2_normalize_grad({.dy = dy, .y = y, .norm = norm, .dx = dx[0].tensor, .write = dx[0].write});
+  });
+}
+
+Var cast(const Var& x, DType dtype) {
+  if (x.value().dtype() == dtype) return x;
+  Tensor y(x.value().device(), x.shape(), dtype);
+  backend(y).axpy({.x = x.value(), .y = y});
+  return Var::op("cast", y, {x}, [](const Tensor& dy, std::span<const Sink> dx) {
+    if (dx[0]) backend(dy).axpy({.x = dy, .y = dx[0].tensor, .write = dx[0].write});
   });
 }
 
@@ -263,7 +273,7 @@ Var concat_rows(const std::vector<Var>& parts) {
   if (parts.size() == 1) return parts[0];
   int64_t rows = 0;
   for (const Var& part : parts) rows += part.shape()[0];
-  Tensor y(parts[0].value().device(), parts[0].shape().with_rows(rows));
+  Tensor y(parts[0].value().device(), parts[0].shape().with_rows(rows), parts[0].value().dtype());
   std::vector<int64_t> first{0};
   for (const Var& part : parts) {
     copy(part.value(), y.rows(first.back(), part.shape()[0]));
@@ -279,14 +289,15 @@ Var concat_rows(const std::vector<Var>& parts) {
 Var gather_window(const Var& x, const Tensor& corner, int64_t rows, int64_t columns) {
   const Shape& s = x.shape();
   CHECK(s.rank() == 4, "gather_window of shape {}", s.text());
-  Tensor y(x.value().device(), {s[0], rows, columns, s[3]});
+  Tensor y(x.value().device(), {s[0], rows, columns, s[3]}, x.value().dtype());
   backend(y).gather_window({.x = x.value(), .corner = corner, .y = y});
   return Var::op("gather_window", y, {x}, [corner](const Tensor& dy, std::span<const Sink> dx) {
     if (dx[0]) backend(dy).gather_window_grad({.dy = dy, .corner = corner, .dx = dx[0].tensor, .write = dx[0].write});
   });
 }
 
-Var cross_entropy(const Var& logits, const Tensor& labels, Tensor* correct) {
+Var cross_entropy(const Var& scores, const Tensor& labels, Tensor* correct) {
+  const Var logits = cast(scores, DType::f32);
   Device& device = logits.value().device();
   Tensor loss(device, {1}), dlogits;
   if (logits.requires_grad()) dlogits = like(logits.value());

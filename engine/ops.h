@@ -1,5 +1,6 @@
 // Ops: differentiable functions of Var, and the plain functions of Tensor that need no gradient. kernels/backend.h
-// gives each formula; shapes are checked there.
+// gives each formula; shapes are checked there. A result has the element type of x (f32, bf16, f16) unless said; losses
+// and similarities are f32.
 #pragma once
 
 #include <span>
@@ -26,8 +27,10 @@ Var reshape(const Var& x, Shape shape);
 Var max_pool(const Var& x, int window, int stride, int pad);
 /// [N,H,W,C] -> [N,C]
 Var global_avg_pool(const Var& x);
-/// Rows to unit length.
+/// Rows to unit length, in f32 whatever x is.
 Var l2_normalize(const Var& x);
+/// x in another element type, rounded to nearest; x itself where it has that type.
+Var cast(const Var& x, DType dtype);
 
 /// Options of a training batch norm; see Backend::BatchNorm.
 struct BatchNormOptions {
@@ -68,7 +71,7 @@ Var multi_positive(const Var& positives, const Var& negatives, const Tensor& wei
 Var concat_rows(const std::vector<Var>& parts);
 /// x [N,H,W,C], corner i32 [N,2] -> [N,rows,columns,C]: the window at each image's corner.
 Var gather_window(const Var& x, const Tensor& corner, int64_t rows, int64_t columns);
-/// Mean softmax cross entropy, -> scalar [1]. logits [M,C], labels i32 [M]; correct [1] is filled when given.
+/// Mean softmax cross entropy in f32, -> scalar [1]. logits [M,C], labels i32 [M]; correct [1] is filled when given.
 Var cross_entropy(const Var& logits, const Tensor& labels, Tensor* correct = nullptr);
 
 // ---- plain functions ------------------------------------------------------------------------------------------------

@@ -4,23 +4,45 @@
 #include <cmath>
 #include <numbers>
 
+#include "engine/ops.h"
+
 namespace csml {
 
 namespace {
+
+/// What follows from new parameters, for optimizers whose kernel does not do it in its own pass. After a step that
+/// changed nothing the copies are made anew, the same.
+void follow(const Params& params, const OptimizerStep& step) {
+  params.update_compute();
+  if (!step.average) return;
+  const Tensor& average = step.average->master();
+  ema(params.master().span(0, average.shape()), average, step.average_momentum, step.finite);
+  step.average->update_compute();
+}
+
+/// The 16-bit copy of a network's parameters; absent in f32 and without a network.
+View copy_of(const Params* params) {
+  return params && params->compute_type() != DType::f32 ? View(params->compute()) : View{};
+}
 
 class Sgd final : public Optimizer {
  public:
   Sgd(const Params& params, const OptimizerOptions& options)
       : params_(params), options_(options), buffer_(Tensor::full(params.device(), params.master().shape(), 0.f)) {}
 
-  void step(const Tensor& learning_rate, const Tensor& finite) override {
+  void step(const OptimizerStep& step) override {
     backend(buffer_).sgd({.grad = params_.grad(),
                           .param = params_.master(),
                           .buffer = buffer_,
-                          .learning_rate = learning_rate,
-                          .finite = finite,
+                          .learning_rate = step.learning_rate,
+                          .finite = step.finite,
                           .momentum = options_.momentum,
-                          .weight_decay = options_.weight_decay});
+                          .weight_decay = options_.weight_decay,
+                          .inverse_scale = step.inverse_scale,
+                          .average = step.average ? View(step.average->master()) : View{},
+                          .average_momentum = step.average_momentum,
+                          .param_copy = copy_of(&params_),
+                          .average_copy = copy_of(step.average)});
   }
   std::vector<std::pair<std::string, Tensor>> state() const override { return {{"momentum", buffer_}}; }
 
@@ -46,17 +68,19 @@ class Lars final : public Optimizer {
     adapt_ = Tensor::from(params.device(), {segments}, adapt);
   }
 
-  void step(const Tensor& learning_rate, const Tensor& finite) override {
+  void step(const OptimizerStep& step) override {
     backend(buffer_).lars({.grad = params_.grad(),
                            .param = params_.master(),
                            .buffer = buffer_,
                            .offsets = offsets_,
                            .adapt = adapt_,
-                           .learning_rate = learning_rate,
-                           .finite = finite,
+                           .learning_rate = step.learning_rate,
+                           .finite = step.finite,
                            .momentum = options_.momentum,
                            .weight_decay = options_.weight_decay,
-                           .trust = options_.trust});
+                           .trust = options_.trust,
+                           .inverse_scale = step.inverse_scale});
+    follow(params_, step);
   }
   std::vector<std::pair<std::string, Tensor>> state() const override { return {{"momentum", buffer_}}; }
 
@@ -75,18 +99,20 @@ class AdamW final : public Optimizer {
         second_(Tensor::full(params.device(), params.master().shape(), 0.f)),
         step_(Tensor::from(params.device(), {1}, std::vector<int64_t>{0})) {}
 
-  void step(const Tensor& learning_rate, const Tensor& finite) override {
+  void step(const OptimizerStep& step) override {
     backend(first_).adamw({.grad = params_.grad(),
                            .param = params_.master(),
                            .first = first_,
                            .second = second_,
                            .step = step_,
-                           .learning_rate = learning_rate,
-                           .finite = finite,
+                           .learning_rate = step.learning_rate,
+                           .finite = step.finite,
                            .beta1 = options_.beta1,
                            .beta2 = options_.beta2,
                            .eps = options_.eps,
-                           .weight_decay = options_.weight_decay});
+                           .weight_decay = options_.weight_decay,
+                           .inverse_scale = step.inverse_scale});
+    follow(params_, step);
   }
   std::vector<std::pair<std::string, Tensor>> state() const override {
     return {{"first_moment", first_}, {"second_moment", second_}, {"adamw_step", step_}};

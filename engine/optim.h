@@ -19,12 +19,22 @@ struct OptimizerOptions {
   float eps = 1e-8f;                   // adamw
 };
 
-/// Updates a network's master parameters from its gradients. kernels/backend.h gives each formula (Sgd, Lars, AdamW).
+/// What one optimizer step is given.
+struct OptimizerStep {
+  Tensor learning_rate;             // f32 [1]
+  Tensor finite{};                  // i32 [1], where it holds 0 nothing changes; empty: always
+  Tensor inverse_scale{};           // f32 [1], multiplies the gradients; empty: 1
+  const Params* average = nullptr;  // a momentum encoder: its parameters are the first of the trained network's
+  Tensor average_momentum{};        // f32 [1]
+};
+
+/// Updates a network's master parameters from its gradients, and what follows from them: theta_k <- m theta_k +
+/// (1 - m) theta of a momentum encoder, and the 16-bit copies of both. kernels/backend.h gives each formula (Sgd, Lars,
+/// AdamW).
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
-  /// learning_rate f32 [1]; finite i32 [1] (empty: always), 0 = change nothing.
-  virtual void step(const Tensor& learning_rate, const Tensor& finite) = 0;
+  virtual void step(const OptimizerStep& step) = 0;
   /// State by name ("momentum", …), to be saved and restored.
   virtual std::vector<std::pair<std::string, Tensor>> state() const = 0;
   /// Throws UsageError for an unknown kind.

@@ -60,16 +60,22 @@ int Params::add_buffer(const std::string& name, Shape shape, float fill) {
   return static_cast<int>(buffer_entries_.size()) - 1;
 }
 
-void Params::build(uint64_t seed, bool trainable) {
+void Params::build(uint64_t seed, bool trainable, DType compute) {
   CHECK(!master_, "build() was called twice");
   const int64_t total = lay_out(entries_), buffer_total = lay_out(buffer_entries_);
   master_ = Tensor::from(device_, {total}, initial_values(entries_, total, seed));
   buffers_ = Tensor::from(device_, {buffer_total}, initial_values(buffer_entries_, buffer_total, seed));
+  compute_ = compute == DType::f32 ? master_ : Tensor(device_, {total}, compute);
+  update_compute();
   if (trainable) grad_ = Tensor::full(device_, {total}, 0.f);
   for (const Entry& e : entries_) {
-    const Tensor value = master_.span(e.offset, e.shape);
+    const Tensor value = (e.shape.rank() > 1 ? compute_ : master_).span(e.offset, e.shape);
     vars_.push_back(trainable ? Var::leaf(value, grad_.span(e.offset, e.shape)) : Var(value));
   }
+}
+
+void Params::update_compute() const {
+  if (compute_type() != DType::f32) backend(compute_).axpy({.x = master_, .y = compute_});
 }
 
 Tensor Params::slice(const Tensor& flat, int id) const {

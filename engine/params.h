@@ -23,7 +23,10 @@ struct Init {
 /// allocates the flat buffers and initialises them. Each parameter starts at a multiple of 16 elements; the gaps are
 /// zero in every buffer and stay so.
 ///   master()  f32, all parameters       grad()  f32, their gradients, same layout
+///   compute() what networks multiply by: master() itself, or in bf16 or f16 a copy of it that optimizers keep up
 ///   buffers() f32, all running statistics
+/// In 16 bits the weights of convolutions and matrix products (rank 2 and more) are read from compute(); biases and
+/// batch norm's parameters stay f32.
 class Params {
  public:
   struct Entry {
@@ -40,8 +43,8 @@ class Params {
 
   int add(const std::string& name, Shape shape, Init init);
   int add_buffer(const std::string& name, Shape shape, float fill);
-  /// trainable = false: no gradient buffer; parameters are constants (the momentum encoder).
-  void build(uint64_t seed, bool trainable);
+  /// trainable = false: no gradient buffer; parameters are constants (the momentum encoder). compute: f32, bf16 or f16.
+  void build(uint64_t seed, bool trainable, DType compute = DType::f32);
 
   const Var& parameter(int id) const { return vars_[static_cast<size_t>(id)]; }
   Tensor buffer(int id) const { return slice(buffers_, id); }
@@ -49,6 +52,10 @@ class Params {
   Tensor slice(const Tensor& flat, int id) const;
 
   const Tensor& master() const { return master_; }
+  const Tensor& compute() const { return compute_; }
+  DType compute_type() const { return compute_.dtype(); }
+  /// To be called whenever master() was written by another than an optimizer.
+  void update_compute() const;
   const Tensor& grad() const { return grad_; }
   const Tensor& buffers() const { return buffers_; }
   const std::vector<Entry>& entries() const { return entries_; }
@@ -66,7 +73,7 @@ class Params {
   Device& device_;
   std::vector<Entry> entries_, buffer_entries_;
   std::vector<Var> vars_;
-  Tensor master_, grad_, buffers_;
+  Tensor master_, compute_, grad_, buffers_;
 };
 
 }  // namespace csml

@@ -67,7 +67,7 @@ bool nan_check_enabled() {
 }
 
 void check_finite(const char* name, const char* what, const Tensor& t) {
-  if (!t || t.dtype() != DType::f32) return;
+  if (!t || (t.dtype() != DType::f32 && t.dtype() != DType::bf16 && t.dtype() != DType::f16)) return;
   Tensor flag(t.device(), {1}, DType::i32);
   backend(t).all_finite({.x = t, .flag = flag});
   CHECK(flag.host<int32_t>()[0] == 1, "the {} of op '{}' (shape {}) holds a NaN or an infinity", what, name,

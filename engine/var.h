@@ -31,8 +31,8 @@ class Var {
   Var() = default;
   /// A constant.
   explicit Var(Tensor value);
-  /// A leaf whose gradient is written into `grad` (same shape): overwritten by the first contribution after
-  /// mark_unwritten(), accumulated afterwards.
+  /// A leaf whose gradient is written into `grad` (same shape, f32 also where value is in 16 bits): overwritten by the
+  /// first contribution after mark_unwritten(), accumulated afterwards.
   static Var leaf(Tensor value, Tensor grad);
   /// The result of an op. A plain constant under NoGrad or where no input wants a gradient.
   static Var op(const char* name, Tensor y, std::vector<Var> inputs, Backward backward);

@@ -83,7 +83,8 @@ class Backend {
   /// for the traffic of a collective (engine/comm_rehearsal.h). A device without a second stream copies at once.
   virtual void copy_beside(const Copy& a) { copy(a); }
   virtual void join_copies() {}
-  /// y[i] (+)= alpha * scale[0] * x[i]; scale [1] absent = 1.
+  /// y[i] (+)= alpha * scale[0] * x[i]; scale f32 [1], absent = 1. On a GPU x and y may differ in type (f32, bf16,
+  /// f16).
   struct Axpy {
     ConstView x{};
     View y{};
@@ -135,7 +136,7 @@ class Backend {
     Write write = Write::overwrite;
   };
   virtual void conv2d_grad_input(const Conv2dGradInput&) = 0;
-  /// dw[k,r,s,c] (+)= sum_{n,p,q} dy[n,p,q,k] * x[n, p*stride+r-pad, q*stride+s-pad, c]
+  /// dw[k,r,s,c] (+)= sum_{n,p,q} dy[n,p,q,k] * x[n, p*stride+r-pad, q*stride+s-pad, c];  dw f32 whatever x and dy are
   struct Conv2dGradWeight {
     ConstView dy{}, x{};
     View dw{};
@@ -375,7 +376,8 @@ class Backend {
   };
   virtual void best_window(const BestWindow&) = 0;
 
-  // ---- commit: the only calls that change state, all predicated on `finite` -----------------------------------------
+  // ---- commit: the only calls that change state; where `finite` holds 0, only update_loss_scale does
+  // -----------------
   /// flag [1] i32 = 1 if every x[i] is finite, else 0; accumulate: flag = flag and that.
   struct AllFinite {
     ConstView x{};
@@ -383,33 +385,46 @@ class Backend {
     Write write = Write::overwrite;
   };
   virtual void all_finite(const AllFinite&) = 0;
-  /// PyTorch's SGD: d = grad + weight_decay * param;  buffer = momentum * buffer + d (a zero buffer starts it);
-  /// param -= lr * buffer.  learning_rate f32 [1].
+  /// PyTorch's SGD, and in the same pass over memory what follows from the new parameters. Flat buffers of N elements:
+  ///   d = inverse_scale * grad + weight_decay * param;  buffer = momentum * buffer + d (a zero buffer starts it);
+  ///   param -= lr * buffer
+  ///   average = m * average + (1 - m) * param over its K <= N elements, m = average_momentum (a momentum encoder)
+  ///   param_copy = param, average_copy = average, rounded: both bf16 or both f16
+  /// learning_rate, inverse_scale (absent: 1), average_momentum f32 [1]. Average and copies may be absent. The same
+  /// bits as this call without them, ema() and a conversion after it.
   struct Sgd {
     ConstView grad{};
     View param{}, buffer{};
     ConstView learning_rate{}, finite{};
     float momentum = 0.9f, weight_decay = 0;
+    ConstView inverse_scale{};
+    View average{};
+    ConstView average_momentum{};
+    View param_copy{}, average_copy{};
   };
   virtual void sgd(const Sgd&) = 0;
   /// LARS (You et al. 2017; as in MoCo v3): per segment s = [offsets[s], offsets[s+1]) of the flat buffers:
   ///   adapt[s] = 1: d = grad + weight_decay * param, d *= trust * ||param|| / ||d|| (1 where either norm is 0)
   ///   adapt[s] = 0 (biases, batch norm): d = grad, no decay
   ///   buffer = momentum * buffer + d;  param -= lr * buffer.       offsets i64 [S+1], adapt f32 [S]
+  /// inverse_scale f32 [1] multiplies grad (absent: 1).
   struct Lars {
     ConstView grad{};
     View param{}, buffer{};
     ConstView offsets{}, adapt{}, learning_rate{}, finite{};
     float momentum = 0.9f, weight_decay = 0, trust = 1e-3f;
+    ConstView inverse_scale{};
   };
   virtual void lars(const Lars&) = 0;
   /// AdamW (Loshchilov & Hutter 2019, decoupled decay): m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; t = ++step[0]
   ///   param = param * (1 - lr * weight_decay) - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).  step i64 [1]
+  /// g = inverse_scale * grad; inverse_scale f32 [1] (absent: 1).
   struct AdamW {
     ConstView grad{};
     View param{}, first{}, second{}, step{};
     ConstView learning_rate{}, finite{};
     float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0.01f;
+    ConstView inverse_scale{};
   };
   virtual void adamw(const AdamW&) = 0;
   /// y[i] = momentum[0] * y[i] + (1 - momentum[0]) * x[i]     (momentum encoder, running statistics); momentum f32 [1]
@@ -419,6 +434,17 @@ class Backend {
     ConstView momentum{}, finite{};
   };
   virtual void ema(const Ema&) = 0;
+  /// Dynamic loss scaling by powers of two (engine/precision.h). finite i32 [1]:
+  ///   1: steps += 1; at `interval` of them scale = min(2 scale, largest) and steps = 0
+  ///   0: scale = max(scale / 2, smallest), steps = 0, skipped += 1
+  /// scale f32 [2] = scale, 1 / scale;  counters i64 [2] = steps, skipped
+  struct UpdateLossScale {
+    View scale{}, counters{};
+    ConstView finite{};
+    int interval = 2000;
+    float smallest = 1, largest = 16777216;
+  };
+  virtual void update_loss_scale(const UpdateLossScale&) = 0;
   /// queue[(cursor + i) mod K] = rows[i] for i in order (also for B > K: the last K rows stay);  cursor = (cursor + B)
   /// mod K.  rows [B,D], queue [K,D], cursor i64 [1]
   struct RingWrite {

@@ -112,6 +112,7 @@ std::vector<std::string> from_host(const Params& params, const std::vector<Named
   const std::vector<float> parameters = collect(params.entries(), target);
   if (!flat) params.buffers().upload(collect(params.buffer_entries(), params.buffers()));
   target.upload(parameters);
+  if (!flat) params.update_compute();
   std::vector<std::string> unused;
   for (const NamedArray& a : arrays)
     if (a.name.rfind(prefix, 0) == 0 && !used.contains(a.name)) unused.push_back(a.name);

@@ -213,7 +213,12 @@ TEST_CASE("values that cannot work together are refused by name") {
   CHECK(contains(refused({"augment.flip_p=2"}), "flip_p"));
   CHECK(contains(refused({"model.depth=20"}), "18, 34, 50 or 101"));
   CHECK(contains(refused({"model.stem=tiny"}), "imagenet or cifar"));
-  CHECK(contains(refused({"train.precision=bf16"}), "not in this release"));
+  CHECK(contains(refused({"train.precision=half"}), "fp32 or bf16 or fp16"));
+  CHECK(refused({"train.precision=bf16"}) == "no error");
+  CHECK(contains(refused({"train.loss_scale=1000"}), "power of two"));
+  CHECK(contains(refused({"train.loss_scale_min=0"}), "power of two"));
+  CHECK(contains(refused({"train.loss_scale=4", "train.loss_scale_min=8"}), "train.loss_scale must be in"));
+  CHECK(contains(refused({"train.loss_scale_interval=0"}), "at least 1"));
   CHECK(contains(refused({"train.device=tpu"}), "train.device"));
   CHECK(refused({"train.device=cuda:3"}) == "no error");
   CHECK(contains(refused({"schedule.warmup_epochs=200"}), "below train.epochs"));

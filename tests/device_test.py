@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
 
 CSML = None
@@ -43,6 +44,17 @@ class DeviceTest(unittest.TestCase):
     def test_not_a_device(self):
         for device in ("gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cuda0"):
             self.assert_one_line(bench(device), 2, f"'{device}'", "cuda:N")
+
+    def test_sixteen_bits_need_a_card(self):
+        """Refused before there is a run folder."""
+        for precision in ("bf16", "fp16"):
+            with tempfile.TemporaryDirectory() as folder:
+                out = os.path.join(folder, "run")
+                done = subprocess.run([CSML, "pretrain", "--data", "synthetic:shapes?limit=16", "--batch-size", "8",
+                                       "--device", "cpu", "--precision", precision, "--out", out],
+                                      capture_output=True, text=True, env={**os.environ, **THREADS}, timeout=300)
+                self.assert_one_line(done, 2, f"precision {precision}", "--device cuda", "--precision fp32")
+                self.assertFalse(os.path.exists(out))
 
     def test_no_such_card(self):
         done = bench("cuda:4096")

@@ -169,10 +169,10 @@ TEST_CASE("SGD, AdamW and LARS equal PyTorch over three steps") {
       from_host(params, golden.arrays(cat("grad{}/", i)), cat("grad{}/", i), params.grad());
       const std::vector<float> before = params.master().host<float>();
       const std::vector<float> state_before = optimizer->state()[0].second.host<float>();
-      optimizer->step(rate, no);
+      optimizer->step({.learning_rate = rate, .finite = no});
       CHECK(params.master().host<float>() == before);
       CHECK(optimizer->state()[0].second.host<float>() == state_before);
-      optimizer->step(rate, i == 1 ? Tensor() : yes);
+      optimizer->step({.learning_rate = rate, .finite = i == 1 ? Tensor() : yes});
       golden.expect_all(cat("{}{}/param/", c.name, i), to_host(params, "", params.master()));
       for (size_t s = 0; s < c.state.size(); ++s)
         golden.expect_all(cat("{}{}/{}/", c.name, i, c.state[s]), to_host(params, "", optimizer->state()[s].second));

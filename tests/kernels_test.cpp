@@ -1,4 +1,5 @@
 // Every kernel against its reference in double, between red zones; repeatability; refused arguments.
+#include "engine/tensor.h"
 #include "kernels/cpu/onednn.h"
 #include "tests/backend.h"
 #include "tests/op_cases.h"
@@ -118,7 +119,9 @@ std::vector<OpCase> cases_of(const std::set<std::string>& ops) {
     std::vector<OpCase> typed{c};
     if (backend_under_test() != "cpu")
       for (const DType type : {DType::bf16, DType::f16})
-        if (auto other = in_type(c, type)) typed.push_back(*other);
+        for (const char* only : {"", "x", "y"})  // axpy converts
+          if (c.op == "axpy" || !*only)
+            if (auto other = in_type(c, type, only)) typed.push_back(*other);
     if (kInTurn && executor) typed = {typed[number++ % typed.size()]};
     cases.insert(cases.end(), typed.begin(), typed.end());
   }
@@ -169,7 +172,9 @@ TEST_CASE("batch norm in parts") {
 }
 TEST_CASE("losses") { check_family({"l2_normalize", "l2_normalize_grad", "info_nce", "cross_entropy"}); }
 TEST_CASE("top k") { check_family({"top_k"}); }
-TEST_CASE("commit calls") { check_family({"all_finite", "sgd", "lars", "adamw", "ema", "ring_write"}); }
+TEST_CASE("commit calls") {
+  check_family({"all_finite", "sgd", "lars", "adamw", "ema", "update_loss_scale", "ring_write"});
+}
 TEST_CASE("losses of several positives") { check_family({"row_dot", "scale_rows", "multi_positive"}); }
 TEST_CASE("windows of maps") { check_family({"gather_window", "gather_window_grad", "best_window"}); }
 TEST_CASE("augmentation") { check_family({"augment", "cut_mix"}); }
@@ -283,9 +288,9 @@ TEST_CASE("wrong shapes are refused with a message") {
   const auto device = open_backend();
   Backend& be = device->backend();
   // Dropping the last row of one array at a time must never be accepted silently, unless the array can be any size.
-  const std::set<std::string> free_size = {"fill y",         "all_finite x", "gather x",         "top_k bank",
-                                           "info_nce queue", "column_sum x", "ring_write queue", "ring_write rows",
-                                           "batch_norm_grad_apply parts"};
+  const std::set<std::string> free_size = {"fill y",           "all_finite x",    "gather x",
+                                           "top_k bank",       "info_nce queue",  "column_sum x",
+                                           "ring_write queue", "ring_write rows", "batch_norm_grad_apply parts"};
   std::set<std::string> done;
   for (const OpCase& c : op_cases()) {
     if (!done.insert(c.op).second) continue;
@@ -312,6 +317,61 @@ TEST_CASE("wrong shapes are refused with a message") {
       if (run.error.find("call ") == std::string::npos)
         FAIL_CHECK(chosen->name() << ": " << wrong.name << " with one row less was accepted");
     }
+  }
+}
+
+TEST_CASE("one pass of sgd has the bits of the calls it replaces") {
+  const auto device = open_backend();
+  Backend& be = device->backend();
+  constexpr int64_t kSize = 20011, kAveraged = 17003;  // several blocks of the CPU's pass, odd ends
+  Random random = random_of("fused sgd");
+  const auto normal_tensor = [&](int64_t n) {
+    std::vector<float> values(static_cast<size_t>(n));
+    for (float& v : values) v = random.normal();
+    return Tensor::from(*device, {n}, values);
+  };
+  const auto copy_of = [](const Tensor& t) { return Tensor::from(t.device(), t.shape(), t.host<float>()); };
+  const Tensor rate = Tensor::full(*device, {1}, 0.03f), keep = Tensor::full(*device, {1}, 0.996f);
+  for (const DType type : {DType::bf16, DType::f16}) {
+    const Tensor grad = normal_tensor(kSize), param = normal_tensor(kSize), buffer = normal_tensor(kSize);
+    const Tensor average = normal_tensor(kAveraged);
+    const Tensor param2 = copy_of(param), buffer2 = copy_of(buffer), average2 = copy_of(average);
+    const Tensor param_copy(*device, {kSize}, type), average_copy(*device, {kAveraged}, type);
+    for (int step = 0; step < 3; ++step) {
+      be.sgd({.grad = grad,
+              .param = param,
+              .buffer = buffer,
+              .learning_rate = rate,
+              .momentum = 0.9f,
+              .weight_decay = 1e-4f,
+              .average = average,
+              .average_momentum = keep,
+              .param_copy = param_copy,
+              .average_copy = average_copy});
+      be.sgd({.grad = grad,
+              .param = param2,
+              .buffer = buffer2,
+              .learning_rate = rate,
+              .momentum = 0.9f,
+              .weight_decay = 1e-4f});
+      be.ema({.x = param2.span(0, {kAveraged}), .y = average2, .momentum = keep});
+    }
+    CHECK(param.host<float>() == param2.host<float>());
+    CHECK(buffer.host<float>() == buffer2.host<float>());
+    CHECK(average.host<float>() == average2.host<float>());
+    const auto bytes_of = [&](const Tensor& t) {
+      std::vector<std::byte> bytes(t.bytes());
+      t.download_bytes(bytes.data());
+      return bytes;
+    };
+    const auto rounded = [&](const Tensor& t) {
+      const std::vector<float> values = t.host<float>();
+      Array a(t.shape(), type);
+      a.v.assign(values.begin(), values.end());
+      return to_bytes(a);
+    };
+    CHECK(bytes_of(param_copy) == rounded(param2));
+    CHECK(bytes_of(average_copy) == rounded(average2));
   }
 }
 
@@ -362,7 +422,7 @@ TEST_CASE("the cases for timing are calls the backend accepts") {
   const auto device = open_backend();
   for (const bool cifar : {true, false})
     for (const OpCase& c : bench_cases(cifar, 1)) {
-      if (c.op == "top_k") continue;  // its bank is large; the shapes are those of any other case
+      if (c.op == "top_k" || c.op == "sgd" || c.op == "ema") continue;  // large; the shapes are those of any other case
       Arrays zeros;
       for (const Arg& arg : c.args) zeros[arg.name] = Array(arg.shape, arg.dtype);
       const Run run = run_case(device->backend(), c, zeros);

@@ -12,6 +12,7 @@
 #include "csml/siamese.h"
 #include "data/dataset.h"
 #include "data/loader.h"
+#include "models/weights.h"
 
 #include "tests/files.h"
 #include "tests/golden.h"
@@ -92,6 +93,37 @@ inline Siamese::Given simple(Device& device, const std::vector<std::string>& vie
   given.lambda = 1 - 63.f / 256;
   given.weights = {0.5f, 0.5f};
   given.learning_rate = 0.03f;
+  return given;
+}
+
+/// A tensor of Method::state().
+inline Tensor state_of(const Method& method, const std::string& name) {
+  for (const auto& [key, tensor] : method.state())
+    if (key == name) return tensor;
+  FAIL(cat("no state '{}'", name));
+  return {};
+}
+
+/// Puts a method into the state p ("state0/") of a file of training steps.
+inline void set_state(Method& method, const Golden& golden, const std::string& p) {
+  const Params& q = method.query_encoder().params();
+  CHECK(from_host(q, golden.arrays(p + "q/"), p + "q/").empty());
+  CHECK(from_host(method.key_encoder().params(), golden.arrays(p + "k/"), p + "k/").empty());
+  from_host(q, golden.arrays(p + "momentum/"), p + "momentum/", state_of(method, "optimizer.momentum"));
+  state_of(method, "queue.res5").upload(golden.values(p + "queue"));
+  state_of(method, "queue.res5.cursor").upload(golden.values<int64_t>(p + "ptr"));
+}
+
+/// What a golden step is given, but for its images.
+inline Siamese::Given constants(const Golden& golden, const std::string& p, bool csml) {
+  Siamese::Given given;
+  given.permutations.push_back(golden.values<int32_t>(p + "perm_k"));
+  if (!csml) return given;
+  given.permutations.push_back(golden.values<int32_t>(p + "perm_kp"));
+  const std::vector<int32_t> box = golden.values<int32_t>(p + "box");
+  std::copy(box.begin(), box.end(), given.box.begin());
+  given.lambda = golden.scalar(p + "lambda");
+  given.weights = golden.values(p + "weights");
   return given;
 }
 

@@ -1,6 +1,4 @@
 // MoCo and CsMl as losses: whole steps against PyTorch, CsMl's limits that are MoCo, the weights' warm-up.
-#include "models/weights.h"
-
 #include "tests/backend.h"
 #include "tests/method_fixture.h"
 
@@ -8,35 +6,6 @@ using namespace csml;
 using namespace csml::test;
 
 namespace {
-
-Tensor state_of(const Method& method, const std::string& name) {
-  for (const auto& [key, tensor] : method.state())
-    if (key == name) return tensor;
-  FAIL(cat("no state '{}'", name));
-  return {};
-}
-
-void set_state(Method& method, const Golden& golden, const std::string& p) {
-  const Params& q = method.query_encoder().params();
-  CHECK(from_host(q, golden.arrays(p + "q/"), p + "q/").empty());
-  CHECK(from_host(method.key_encoder().params(), golden.arrays(p + "k/"), p + "k/").empty());
-  from_host(q, golden.arrays(p + "momentum/"), p + "momentum/", state_of(method, "optimizer.momentum"));
-  state_of(method, "queue.res5").upload(golden.values(p + "queue"));
-  state_of(method, "queue.res5.cursor").upload(golden.values<int64_t>(p + "ptr"));
-}
-
-/// What a golden step is given, but for its images.
-Siamese::Given constants(const Golden& golden, const std::string& p, bool csml) {
-  Siamese::Given given;
-  given.permutations.push_back(golden.values<int32_t>(p + "perm_k"));
-  if (!csml) return given;
-  given.permutations.push_back(golden.values<int32_t>(p + "perm_kp"));
-  const std::vector<int32_t> box = golden.values<int32_t>(p + "box");
-  std::copy(box.begin(), box.end(), given.box.begin());
-  given.lambda = golden.scalar(p + "lambda");
-  given.weights = golden.values(p + "weights");
-  return given;
-}
 
 void compare_steps(const std::string& name) {
   const auto device = open_backend();

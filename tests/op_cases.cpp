@@ -84,6 +84,7 @@ const std::vector<std::string>& backend_calls() {
                                                  "lars",
                                                  "adamw",
                                                  "ema",
+                                                 "update_loss_scale",
                                                  "ring_write",
                                                  "augment",
                                                  "cut_mix",

@@ -73,9 +73,8 @@ const std::vector<OpCase>& op_cases();
 /// Cases for timing, in the shapes of ResNet-50 at 224x224, or with cifar of ResNet-18 at 32x32.
 std::vector<OpCase> bench_cases(bool cifar, int64_t batch);
 
-/// The case with its f32 activations in another type; nothing where it has none. libraries: also of convolution and
-/// matrix product.
-std::optional<OpCase> in_type(const OpCase& c, DType type, bool libraries = false);
+/// The case with its f32 activations, or only one of them, in another type; nothing where it has none.
+std::optional<OpCase> in_type(const OpCase& c, DType type, const std::string& only = "");
 
 /// Every call of kernels/backend.h that computes something.
 const std::vector<std::string>& backend_calls();
@@ -95,6 +94,7 @@ void add_norm_bench_cases(OpCases&, bool cifar, int64_t batch);
 void add_contrast_bench_cases(OpCases&, bool cifar, int64_t batch);
 void add_augment_bench_cases(OpCases&, bool cifar, int64_t batch);
 void add_view_bench_cases(OpCases&, bool cifar, int64_t batch);
+void add_commit_bench_cases(OpCases&, bool cifar);
 
 // ---- building blocks of a case --------------------------------------------------------------------------------------
 

@@ -49,73 +49,118 @@ OpCase finite_case(int64_t n, Write write, double old, double planted, int64_t a
       .same_for_any_threads = true};
 }
 
-OpCase sgd_case(int64_t n, float momentum, float weight_decay) {
-  return {.op = "sgd",
-          .detail = cat("[{}] momentum {} decay {}", n, momentum, weight_decay),
-          .args = {input("grad", {n}), in_out("param", {n}), in_out("buffer", {n}),
-                   input("learning_rate", {1}, value(0.03))},
-          .call =
-              [=](Backend& be, const Bound& b) {
-                be.sgd({.grad = b["grad"],
-                        .param = b["param"],
-                        .buffer = b["buffer"],
-                        .learning_rate = b["learning_rate"],
-                        .finite = b["finite"],
-                        .momentum = momentum,
-                        .weight_decay = weight_decay});
-              },
-          .reference =
-              [=](const Arrays& in, Arrays& out) {
-                out = in;
-                reference::sgd(in.at("grad"), out["param"], out["buffer"], in.at("learning_rate")[0], momentum,
-                               weight_decay);
-              },
-          .flops = 6.0 * static_cast<double>(n)};
+/// What a commit does beside its optimizer's step.
+struct Extras {
+  int64_t averaged = 0;       // elements of the average; 0: none
+  DType copies = DType::f32;  // type of the copies; f32: none
+  double inverse_scale = 0;   // 0: not given
+};
+
+/// A gradient as the update sees it.
+Array unscaled(const Arrays& in) {
+  Array grad = in.at("grad");
+  if (const auto scale = in.find("inverse_scale"); scale != in.end())
+    for (double& g : grad.v) g *= scale->second[0];
+  return grad;
 }
 
-OpCase lars_case(const std::vector<double>& offsets, const std::vector<double>& adapt, float weight_decay) {
-  const int64_t n = static_cast<int64_t>(offsets.back()), segments = static_cast<int64_t>(adapt.size());
-  return {.op = "lars",
-          .detail = cat("[{}] segments {} decay {}", n, segments, weight_decay),
-          .args = {input("grad", {n}), in_out("param", {n}), in_out("buffer", {n}),
-                   input("offsets", {segments + 1}, values(offsets), DType::i64),
-                   input("adapt", {segments}, values(adapt)), input("learning_rate", {1}, value(0.3))},
-          .call =
-              [=](Backend& be, const Bound& b) {
-                be.lars({.grad = b["grad"],
+OpCase sgd_case(int64_t n, float momentum, float weight_decay, const Extras& extras = {}) {
+  OpCase c{.op = "sgd",
+           .detail = cat("[{}] momentum {} decay {}", n, momentum, weight_decay),
+           .args = {input("grad", {n}), in_out("param", {n}), in_out("buffer", {n}),
+                    input("learning_rate", {1}, value(0.03))},
+           .call =
+               [=](Backend& be, const Bound& b) {
+                 be.sgd({.grad = b["grad"],
                          .param = b["param"],
                          .buffer = b["buffer"],
-                         .offsets = b["offsets"],
-                         .adapt = b["adapt"],
                          .learning_rate = b["learning_rate"],
                          .finite = b["finite"],
-                         .momentum = 0.9f,
+                         .momentum = momentum,
                          .weight_decay = weight_decay,
-                         .trust = 0.02f});
-              },
-          .reference =
-              [=](const Arrays& in, Arrays& out) {
-                out = in;
-                reference::lars(in.at("grad"), out["param"], out["buffer"], in.at("offsets"), in.at("adapt"),
-                                in.at("learning_rate")[0], 0.9f, weight_decay, 0.02f);
-              },
-          .prepare =
-              [=](Arrays& in) {  // the third segment has no parameters, the fourth no gradient: the ratio is 1 there
-                if (segments < 4) return;
-                for (int64_t i = static_cast<int64_t>(offsets[2]); i < static_cast<int64_t>(offsets[3]); ++i)
-                  in["param"][i] = 0;
-                for (int64_t i = static_cast<int64_t>(offsets[3]); i < static_cast<int64_t>(offsets[4]); ++i)
-                  in["grad"][i] = 0;
-              },
-          .flops = 10.0 * static_cast<double>(n)};
+                         .inverse_scale = b["inverse_scale"],
+                         .average = b["average"],
+                         .average_momentum = b["average_momentum"],
+                         .param_copy = b["param_copy"],
+                         .average_copy = b["average_copy"]});
+               },
+           .reference =
+               [=](const Arrays& in, Arrays& out) {
+                 out = in;
+                 reference::sgd(unscaled(in), out["param"], out["buffer"], in.at("learning_rate")[0], momentum,
+                                weight_decay);
+                 if (extras.averaged) {
+                   Array first({extras.averaged});
+                   std::copy_n(out["param"].v.begin(), extras.averaged, first.v.begin());
+                   reference::ema(first, out["average"], in.at("average_momentum")[0]);
+                 }
+                 if (in.count("param_copy")) out["param_copy"].v = out["param"].v;
+                 if (in.count("average_copy")) out["average_copy"].v = out["average"].v;
+               },
+           .flops = 8.0 * static_cast<double>(n) + 4.0 * static_cast<double>(extras.averaged)};
+  if (extras.inverse_scale > 0) {
+    c.detail += cat(" scale 1/{}", 1 / extras.inverse_scale);
+    c.args.push_back(input("inverse_scale", {1}, value(extras.inverse_scale)));
+  }
+  if (extras.averaged) {
+    c.detail += cat(" average [{}]", extras.averaged);
+    c.args.push_back(in_out("average", {extras.averaged}));
+    c.args.push_back(input("average_momentum", {1}, value(0.99)));
+  }
+  if (extras.copies != DType::f32) {
+    c.detail += cat(" copies {}", name_of(extras.copies));
+    c.args.push_back(in_out("param_copy", {n}, normal(), {}, extras.copies));
+    if (extras.averaged) c.args.push_back(in_out("average_copy", {extras.averaged}, normal(), {}, extras.copies));
+  }
+  return c;
 }
 
-OpCase adamw_case(int64_t n, double step, float weight_decay) {
+OpCase lars_case(const std::vector<double>& offsets, const std::vector<double>& adapt, float weight_decay,
+                 double inverse_scale = 1) {
+  const int64_t n = static_cast<int64_t>(offsets.back()), segments = static_cast<int64_t>(adapt.size());
+  return {
+      .op = "lars",
+      .detail = cat("[{}] segments {} decay {} scale 1/{}", n, segments, weight_decay, 1 / inverse_scale),
+      .args = {input("grad", {n}), in_out("param", {n}), in_out("buffer", {n}),
+               input("offsets", {segments + 1}, values(offsets), DType::i64), input("adapt", {segments}, values(adapt)),
+               input("learning_rate", {1}, value(0.3)), input("inverse_scale", {1}, value(inverse_scale))},
+      .call =
+          [=](Backend& be, const Bound& b) {
+            be.lars({.grad = b["grad"],
+                     .param = b["param"],
+                     .buffer = b["buffer"],
+                     .offsets = b["offsets"],
+                     .adapt = b["adapt"],
+                     .learning_rate = b["learning_rate"],
+                     .finite = b["finite"],
+                     .momentum = 0.9f,
+                     .weight_decay = weight_decay,
+                     .trust = 0.02f,
+                     .inverse_scale = b["inverse_scale"]});
+          },
+      .reference =
+          [=](const Arrays& in, Arrays& out) {
+            out = in;
+            reference::lars(unscaled(in), out["param"], out["buffer"], in.at("offsets"), in.at("adapt"),
+                            in.at("learning_rate")[0], 0.9f, weight_decay, 0.02f);
+          },
+      .prepare =
+          [=](Arrays& in) {  // the third segment has no parameters, the fourth no gradient: the ratio is 1 there
+            if (segments < 4) return;
+            for (int64_t i = static_cast<int64_t>(offsets[2]); i < static_cast<int64_t>(offsets[3]); ++i)
+              in["param"][i] = 0;
+            for (int64_t i = static_cast<int64_t>(offsets[3]); i < static_cast<int64_t>(offsets[4]); ++i)
+              in["grad"][i] = 0;
+          },
+      .flops = 10.0 * static_cast<double>(n)};
+}
+
+OpCase adamw_case(int64_t n, double step, float weight_decay, double inverse_scale = 1) {
   return {.op = "adamw",
-          .detail = cat("[{}] step {} decay {}", n, step, weight_decay),
+          .detail = cat("[{}] step {} decay {} scale 1/{}", n, step, weight_decay, 1 / inverse_scale),
           .args = {input("grad", {n}), in_out("param", {n}), in_out("first", {n}, normal(0.1)),
                    in_out("second", {n}, uniform(0.01, 1)), in_out("step", {1}, value(step), kExact, DType::i64),
-                   input("learning_rate", {1}, value(0.01))},
+                   input("learning_rate", {1}, value(0.01)), input("inverse_scale", {1}, value(inverse_scale))},
           .call =
               [=](Backend& be, const Bound& b) {
                 be.adamw({.grad = b["grad"],
@@ -125,12 +170,13 @@ OpCase adamw_case(int64_t n, double step, float weight_decay) {
                           .step = b["step"],
                           .learning_rate = b["learning_rate"],
                           .finite = b["finite"],
-                          .weight_decay = weight_decay});
+                          .weight_decay = weight_decay,
+                          .inverse_scale = b["inverse_scale"]});
               },
           .reference =
               [=](const Arrays& in, Arrays& out) {
                 out = in;
-                reference::adamw(in.at("grad"), out["param"], out["first"], out["second"], out["step"],
+                reference::adamw(unscaled(in), out["param"], out["first"], out["second"], out["step"],
                                  in.at("learning_rate")[0], 0.9f, 0.999f, 1e-8f, weight_decay);
               },
           .flops = 14.0 * static_cast<double>(n)};
@@ -150,6 +196,31 @@ OpCase ema_case(const Shape& s, double momentum) {
                 reference::ema(in.at("x"), out["y"], in.at("momentum")[0]);
               },
           .flops = 3.0 * static_cast<double>(s.size())};
+}
+
+OpCase loss_scale_case(double scale, double steps, bool finite) {
+  return {.op = "update_loss_scale",
+          .detail = cat("{} after {} steps, finite {}", scale, steps, finite),
+          .args = {in_out("scale", {2}, values({scale, 1 / scale}), kExact),
+                   in_out("counters", {2}, values({steps, 5}), kExact, DType::i64),
+                   input("finite", {1}, value(finite), DType::i32)},
+          .call =
+              [](Backend& be, const Bound& b) {
+                be.update_loss_scale({.scale = b["scale"],
+                                      .counters = b["counters"],
+                                      .finite = b["finite"],
+                                      .interval = 4,
+                                      .smallest = 0.5f,
+                                      .largest = 64});
+              },
+          .reference =
+              [=](const Arrays& in, Arrays& out) {
+                out = in;
+                const bool grows = finite && steps + 1 == 4;
+                const double now = !finite ? std::max(scale / 2, 0.5) : grows ? std::min(2 * scale, 64.0) : scale;
+                out["scale"].v = {now, 1 / now};
+                out["counters"].v = {finite && !grows ? steps + 1 : 0, finite ? 5.0 : 6.0};
+              }};
 }
 
 OpCase ring_case(int64_t batch, int64_t d, int64_t keys, int64_t cursor) {
@@ -230,6 +301,9 @@ OpCase cut_mix_case(const Shape& s, const std::vector<double>& box) {
 }  // namespace
 
 void add_commit_cases(OpCases& cases) {
+  for (const double scale : {0.5, 1.0, 32.0, 64.0})
+    for (const double steps : {0.0, 2.0, 3.0})
+      for (const bool finite : {false, true}) cases.push_back(loss_scale_case(scale, steps, finite));
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN(), kInf = std::numeric_limits<double>::infinity();
   for (const int64_t n : {1, 17, 100003}) {
     for (const double planted : {kNan, kInf, -kInf, 3e38}) {
@@ -247,6 +321,13 @@ void add_commit_cases(OpCases& cases) {
       cases.push_back(with_flag(ema_case({n}, 0.99), flag));
     }
     cases.push_back(with_flag(sgd_case(33, 0.f, 0.f), flag));
+    for (const DType copies : {DType::f32, DType::bf16, DType::f16}) {
+      cases.push_back(with_flag(sgd_case(70001, 0.9f, 1e-4f, {70001, copies, 1.0 / 1024}), flag));
+      cases.push_back(with_flag(sgd_case(4100, 0.9f, 1e-2f, {35, copies, 0.25}), flag));  // a predictor is not averaged
+      cases.push_back(with_flag(sgd_case(19, 0.9f, 1e-2f, {0, copies, 0}), flag));
+    }
+    cases.push_back(with_flag(adamw_case(33, 5, 0.01f, 1.0 / 512), flag));
+    cases.push_back(with_flag(lars_case({0, 70, 83, 115, 150}, {1, 0, 1, 1}, 1e-2f, 1.0 / 512), flag));
     cases.push_back(with_flag(adamw_case(33, 1000, 0.f), flag));
     cases.push_back(with_flag(ema_case({3, 5, 7}, 0), flag));
     cases.push_back(with_flag(ema_case({3, 5, 7}, 1), flag));
@@ -260,6 +341,16 @@ void add_commit_cases(OpCases& cases) {
     cases.push_back(with_flag(ring_case(0, 4, 8, 3), flag));
     cases.push_back(with_flag(ring_case(20, 3, 8, 5), flag));  // more rows than the ring: the last ones stay
   }
+}
+
+void add_commit_bench_cases(OpCases& cases, bool cifar) {
+  const int64_t n = cifar ? 11'500'000 : 28'000'000;  // parameters of the ResNet with MoCo v2's head
+  cases.push_back(sgd_case(n, 0.9f, 1e-4f));
+  cases.push_back(ema_case({n}, 0.999));
+  cases.push_back(sgd_case(n, 0.9f, 1e-4f, {n, DType::f32, 0}));
+  cases.push_back(sgd_case(n, 0.9f, 1e-4f, {n, DType::bf16, 1}));
+  for (Arg& arg : cases.back().args)  // written, not read
+    if (arg.name.ends_with("_copy")) arg.role = Role::output;
 }
 
 void add_augment_cases(OpCases& cases) {

@@ -266,6 +266,7 @@ std::vector<OpCase> bench_cases(bool cifar, int64_t batch) {
   add_contrast_bench_cases(cases, cifar, batch);
   add_augment_bench_cases(cases, cifar, batch);
   add_view_bench_cases(cases, cifar, batch);
+  add_commit_bench_cases(cases, cifar);
   for (OpCase& c : cases) c.reference = nullptr;
   return cases;
 }

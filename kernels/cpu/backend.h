@@ -64,6 +64,7 @@ class CpuBackend final : public Backend {
   void lars(const Lars& a) override { run(cpu::lars, a); }
   void adamw(const AdamW& a) override { run(cpu::adamw, a); }
   void ema(const Ema& a) override { run(cpu::ema, a); }
+  void update_loss_scale(const UpdateLossScale& a) override { run(cpu::update_loss_scale, a); }
   void ring_write(const RingWrite& a) override { run(cpu::ring_write, a); }
   void augment(const Augment& a) override { run(cpu::augment, a); }
   void cut_mix(const CutMix& a) override { run(cpu::cut_mix, a); }

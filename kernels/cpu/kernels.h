@@ -55,6 +55,7 @@ void sgd(const Backend::Sgd&);
 void lars(const Backend::Lars&);
 void adamw(const Backend::AdamW&);
 void ema(const Backend::Ema&);
+void update_loss_scale(const Backend::UpdateLossScale&);
 void ring_write(const Backend::RingWrite&);
 // augment.cpp
 void augment(const Backend::Augment&);

@@ -83,6 +83,7 @@ class CudaBackend final : public Backend {
   void lars(const Lars& a) override { run("lars", cuda::lars, a); }
   void adamw(const AdamW& a) override { run("adamw", cuda::adamw, a); }
   void ema(const Ema& a) override { run("ema", cuda::ema, a); }
+  void update_loss_scale(const UpdateLossScale& a) override { run("update_loss_scale", cuda::update_loss_scale, a); }
   void ring_write(const RingWrite& a) override { run("ring_write", cuda::ring_write, a); }
   void augment(const Augment& a) override { run("augment", cuda::augment, a); }
   void cut_mix(const CutMix& a) override { run("cut_mix", cuda::cut_mix, a); }

@@ -45,6 +45,7 @@ void sgd(Context&, const Backend::Sgd&);
 void lars(Context&, const Backend::Lars&);
 void adamw(Context&, const Backend::AdamW&);
 void ema(Context&, const Backend::Ema&);
+void update_loss_scale(Context&, const Backend::UpdateLossScale&);
 void ring_write(Context&, const Backend::RingWrite&);
 // augment.cu
 void augment(Context&, const Backend::Augment&);

@@ -1,8 +1,11 @@
 // The calls that change state. Flat f32 buffers, n elements; all predicated on `finite`, which lies in device memory,
 // as learning rate and momentum do: where it holds 0, kernels return before they touch anything. Bound by memory;
 // floors:
-//   all_finite 4n   ema 12n   sgd 20n   adamw 28n   lars 28n (8n for the norms, 20n)      bytes / bandwidth
-// all_finite also takes bf16 and f16; ring_write moves elements of any type.
+//   all_finite 4n   ema 12n   sgd 20n (28n with an average, 32n with copies in 16 bits)   adamw 28n
+//   lars 28n (8n for the norms, 20n)      bytes / bandwidth
+// all_finite also takes bf16 and f16; ring_write moves elements of any type. Compiled without contraction
+// (CMakeLists.txt): a product and a sum are rounded one after the other in every kernel, so that calls which share a
+// formula share its bits.
 #include "kernels/cuda/map.cuh"
 
 namespace csml::cuda {
@@ -36,29 +39,66 @@ struct FiniteOp {
 
 // ---- momentum -------------------------------------------------------------------------------------------------------
 
-/// d = (grad + weight_decay * param) * scale; buffer = momentum * buffer + d; param -= lr * buffer.
-/// Bytes: reads grad, param and buffer, writes param and buffer: 20 an element. FLOPs: 7 an element.
+/// d = (inverse_scale * grad + weight_decay * param) * factor; buffer = momentum * buffer + d; param -= lr * buffer.
+/// Bytes: reads grad, param and buffer, writes param and buffer: 20 an element. FLOPs: 8 an element.
 struct MomentumStep {
   float *param, *buffer;
-  const float *grad, *learning_rate;
+  const float *grad, *learning_rate, *inverse_scale;  // inverse_scale null: 1
   const int32_t* finite;
   float momentum, weight_decay;
 
+  DEVICE float scale() const { return inverse_scale ? *inverse_scale : 1.f; }
+  /// The new parameters.
   template <int N>
-  DEVICE void step(int64_t i, float decay, float scale) const {
+  DEVICE Pack<float, N> step(int64_t i, float decay, float factor) const {
     Pack<float, N> p = load_pack<N>(param + i), b = load_pack<N>(buffer + i);
     const Pack<float, N> g = load_pack<N>(grad + i);
-    const float lr = *learning_rate;
+    const float lr = *learning_rate, unscale = scale();
     for (int j = 0; j < N; ++j) {
-      b[j] = momentum * b[j] + (g[j] + decay * p[j]) * scale;
+      b[j] = momentum * b[j] + (unscale * g[j] + decay * p[j]) * factor;
       p[j] -= lr * b[j];
     }
     store_pack(buffer + i, b);
     store_pack(param + i, p);
+    return p;
   }
+};
+
+/// y = keep * y + (1 - keep) * x.
+DEVICE float blended(float keep, float y, float x) { return keep * y + (1.f - keep) * x; }
+
+template <class T, int N>
+DEVICE Pack<T, N> rounded(const Pack<float, N>& x) {
+  Pack<T, N> y;
+  for (int j = 0; j < N; ++j) y[j] = T(x[j]);
+  return y;
+}
+
+/// Bytes: the step's, 8 an element more for the average, 2 for each copy: 32 with all of it. FLOPs: 8, with average 12.
+template <class T>
+struct SgdOp {
+  MomentumStep step;
+  float* average;
+  const float* average_momentum;
+  int64_t averaged;              // elements of average
+  T *param_copy, *average_copy;  // null: not wanted
+
   template <int N>
   DEVICE void apply(int64_t i) const {
-    if (holds(finite)) step<N>(i, weight_decay, 1.f);
+    if (!holds(step.finite)) return;
+    const Pack<float, N> p = step.template step<N>(i, step.weight_decay, 1.f);
+    if (param_copy) store_pack(param_copy + i, rounded<T>(p));
+    if (i + N <= averaged)
+      follow<N>(i, p);
+    else
+      for (int j = 0; j < N && i + j < averaged; ++j) follow<1>(i + j, Pack<float, 1>{{p[j]}});
+  }
+  template <int N>
+  DEVICE void follow(int64_t i, const Pack<float, N>& p) const {
+    Pack<float, N> a = load_pack<N>(average + i);
+    for (int j = 0; j < N; ++j) a[j] = blended(*average_momentum, a[j], p[j]);
+    store_pack(average + i, a);
+    if (average_copy) store_pack(average_copy + i, rounded<T>(a));
   }
 };
 
@@ -96,16 +136,17 @@ struct NormOp {
   template <int N>
   DEVICE void apply(int64_t i) const {
     const Pack<float, N> p = load_pack<N>(s.param + i), g = load_pack<N>(s.grad + i);
+    const float unscale = s.scale();
     for (int j = 0; j < N; ++j) {
-      const double x = p[j], d = g[j] + s.weight_decay * p[j];
+      const double x = p[j], d = unscale * g[j] + s.weight_decay * p[j];
       param += x * x;
       update += d * d;
     }
   }
 };
 
-/// partial[segment, part] = sum of param^2, sum of (grad + weight_decay * param)^2: in double, as small gradients'
-/// squares leave the range of f32. Bytes: reads param and grad, 8 an element. FLOPs: 6 an element.
+/// partial[segment, part] = sum of param^2, sum of (inverse_scale * grad + weight_decay * param)^2: in double, as small
+/// gradients' squares leave the range of f32. Bytes: reads param and grad, 8 an element. FLOPs: 7 an element.
 template <int N>
 KERNEL void lars_norms_kernel(Segments s, MomentumStep step, double* partial) {
   if (!holds(step.finite) || s.adapt[block().y] == 0) return;
@@ -177,10 +218,10 @@ KERNEL void adamw_step_kernel(int64_t* step, const float* learning_rate, const i
   factors->keep = static_cast<float>(1.0 - lr * static_cast<double>(weight_decay));
 }
 
-/// Bytes: reads grad, param and both moments, writes the last three: 28 an element. FLOPs: 14 an element.
+/// Bytes: reads grad, param and both moments, writes the last three: 28 an element. FLOPs: 15 an element.
 struct AdamOp {
   float *param, *first, *second;
-  const float* grad;
+  const float *grad, *inverse_scale;  // inverse_scale null: 1
   const AdamFactors* factors;
   const int32_t* finite;
   float beta1, beta2, take1, take2, eps;
@@ -190,8 +231,10 @@ struct AdamOp {
     if (!holds(finite)) return;
     const AdamFactors f = *factors;
     Pack<float, N> p = load_pack<N>(param + i), m = load_pack<N>(first + i), v = load_pack<N>(second + i);
-    const Pack<float, N> g = load_pack<N>(grad + i);
+    Pack<float, N> g = load_pack<N>(grad + i);
+    const float unscale = inverse_scale ? *inverse_scale : 1.f;
     for (int j = 0; j < N; ++j) {
+      g[j] = unscale * g[j];
       m[j] = beta1 * m[j] + take1 * g[j];
       v[j] = beta2 * v[j] + take2 * g[j] * g[j];
       p[j] = p[j] * f.keep - f.rate * m[j] / (std::sqrt(v[j]) * f.unbias + eps);
@@ -202,9 +245,10 @@ struct AdamOp {
   }
 };
 
-// ---- ema, ring_write ------------------------------------------------------------------------------------------------
+// ---- ema, loss scale, ring_write
+// -------------------------------------------------------------------------------------
 
-/// Bytes: reads x and y, writes y: 12 an element. FLOPs: 3 an element.
+/// Bytes: reads x and y, writes y: 12 an element. FLOPs: 4 an element.
 struct EmaOp {
   const float* x;
   float* y;
@@ -214,13 +258,26 @@ struct EmaOp {
   template <int N>
   DEVICE void apply(int64_t i) const {
     if (!holds(finite)) return;
-    const float keep = *momentum, take = 1.f - keep;
     const Pack<float, N> in = load_pack<N>(x + i);
     Pack<float, N> out = load_pack<N>(y + i);
-    for (int j = 0; j < N; ++j) out[j] = keep * out[j] + take * in[j];
+    for (int j = 0; j < N; ++j) out[j] = blended(*momentum, out[j], in[j]);
     store_pack(y + i, out);
   }
 };
+
+KERNEL void update_loss_scale_kernel(float* scale, int64_t* counters, const int32_t* finite, int interval,
+                                     float smallest, float largest) {
+  if (thread() > 0) return;
+  if (*finite == 0) {
+    scale[0] = max(scale[0] / 2, smallest);
+    counters[0] = 0;
+    ++counters[1];
+  } else if (++counters[0] >= interval) {
+    scale[0] = min(2 * scale[0], largest);
+    counters[0] = 0;
+  }
+  scale[1] = 1 / scale[0];
+}
 
 /// The cursor's row, in [0, keys) whatever it holds.
 DEVICE int64_t row_of(const int64_t* cursor, int64_t keys) {
@@ -267,6 +324,31 @@ const T* scalar(const char* op, const char* name, const ConstView& x) {
   return x.as<T>();
 }
 
+const float* scalar_or_null(const char* op, const char* name, const ConstView& x) {
+  return x ? scalar<float>(op, name, x) : nullptr;
+}
+
+void check_copy(const char* name, const ConstView& copy, const ConstView& of, const ConstView& other) {
+  CHECK(!copy || (of && copy.size() == of.size() && (copy.dtype == DType::bf16 || copy.dtype == DType::f16) &&
+                  (!other || other.dtype == copy.dtype)),
+        "sgd: {} is {} {}; must be bf16 or f16, of the size of what it copies, and both copies of one type", name,
+        name_of(copy.dtype), copy.shape.text());
+}
+
+template <class T>
+void sgd_as(Context& context, const Backend::Sgd& args, const MomentumStep& step) {
+  const SgdOp<T> op{
+      .step = step,
+      .average = pointer_or_null<float>(args.average),
+      .average_momentum = args.average ? scalar<float>("sgd", "average_momentum", args.average_momentum) : nullptr,
+      .averaged = args.average.size(),
+      .param_copy = pointer_or_null<T>(args.param_copy),
+      .average_copy = pointer_or_null<T>(args.average_copy)};
+  const bool wide = aligned(step.param) && aligned(step.buffer) && aligned(step.grad) && aligned(op.average) &&
+                    aligned(op.param_copy, 4 * sizeof(T)) && aligned(op.average_copy, 4 * sizeof(T));
+  map<4>(context, "sgd", op, args.param.size(), wide);
+}
+
 }  // namespace
 
 void all_finite(Context& context, const Backend::AllFinite& args) {
@@ -283,14 +365,22 @@ void all_finite(Context& context, const Backend::AllFinite& args) {
 void sgd(Context& context, const Backend::Sgd& args) {
   check_size("sgd", "grad", args.grad, args.param);
   check_size("sgd", "buffer", args.buffer, args.param);
+  CHECK(args.average.size() <= args.param.size(), "sgd: average is {} for the {} parameters", args.average.shape.text(),
+        args.param.size());
+  check_copy("param_copy", args.param_copy, args.param, args.average_copy);
+  check_copy("average_copy", args.average_copy, args.average, args.param_copy);
   const MomentumStep step{.param = args.param.as<float>(),
                           .buffer = args.buffer.as<float>(),
                           .grad = args.grad.as<float>(),
                           .learning_rate = scalar<float>("sgd", "learning_rate", args.learning_rate),
+                          .inverse_scale = scalar_or_null("sgd", "inverse_scale", args.inverse_scale),
                           .finite = finite_of("sgd", args.finite),
                           .momentum = args.momentum,
                           .weight_decay = args.weight_decay};
-  map<4>(context, "sgd", step, args.param.size(), aligned(step.param) && aligned(step.buffer) && aligned(step.grad));
+  if (args.param_copy.dtype == DType::f16 || args.average_copy.dtype == DType::f16)
+    sgd_as<f16>(context, args, step);
+  else
+    sgd_as<bf16>(context, args, step);  // without copies the type does not matter
 }
 
 void lars(Context& context, const Backend::Lars& args) {
@@ -303,6 +393,7 @@ void lars(Context& context, const Backend::Lars& args) {
                           .buffer = args.buffer.as<float>(),
                           .grad = args.grad.as<float>(),
                           .learning_rate = scalar<float>("lars", "learning_rate", args.learning_rate),
+                          .inverse_scale = scalar_or_null("lars", "inverse_scale", args.inverse_scale),
                           .finite = finite_of("lars", args.finite),
                           .momentum = args.momentum,
                           .weight_decay = args.weight_decay};
@@ -327,6 +418,7 @@ void adamw(Context& context, const Backend::AdamW& args) {
                   .first = args.first.as<float>(),
                   .second = args.second.as<float>(),
                   .grad = args.grad.as<float>(),
+                  .inverse_scale = scalar_or_null("adamw", "inverse_scale", args.inverse_scale),
                   .factors = factors,
                   .finite = finite,
                   .beta1 = args.beta1,
@@ -345,6 +437,15 @@ void ema(Context& context, const Backend::Ema& args) {
                  .momentum = scalar<float>("ema", "momentum", args.momentum),
                  .finite = finite_of("ema", args.finite)};
   map<4>(context, "ema", op, args.y.size(), aligned(op.x) && aligned(op.y));
+}
+
+void update_loss_scale(Context& context, const Backend::UpdateLossScale& args) {
+  CHECK(args.scale.size() == 2 && args.counters.size() == 2 && args.finite.size() == 1,
+        "update_loss_scale: scale {} and counters {} must be [2], finite {} [1]", args.scale.shape.text(),
+        args.counters.shape.text(), args.finite.shape.text());
+  launch(context, {.name = "update_loss_scale", .grid = {1}, .threads = kWarp}, update_loss_scale_kernel,
+         args.scale.as<float>(), args.counters.as<int64_t>(), args.finite.as<int32_t>(), args.interval, args.smallest,
+         args.largest);
 }
 
 void ring_write(Context& context, const Backend::RingWrite& args) {

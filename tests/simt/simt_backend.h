@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "kernels/cpu/kernels.h"
 #include "kernels/cuda/kernels.h"
+#include "tests/simt/library_calls.h"
 
 namespace csml::test {
 
@@ -28,10 +28,10 @@ class SimtBackend : public Backend {
   void relu_grad(const ReluGrad& a) override { run(cuda::relu_grad, a); }
   void column_sum(const ColumnSum& a) override { run(cuda::column_sum, a); }
   void gather(const Gather& a) override { run(cuda::gather, a); }
-  void conv2d(const Conv2d& a) override { run(cpu::conv2d, a); }
-  void conv2d_grad_input(const Conv2dGradInput& a) override { run(cpu::conv2d_grad_input, a); }
-  void conv2d_grad_weight(const Conv2dGradWeight& a) override { run(cpu::conv2d_grad_weight, a); }
-  void matmul(const Matmul& a) override { run(cpu::matmul, a); }
+  void conv2d(const Conv2d& a) override { run(library::conv2d, a); }
+  void conv2d_grad_input(const Conv2dGradInput& a) override { run(library::conv2d_grad_input, a); }
+  void conv2d_grad_weight(const Conv2dGradWeight& a) override { run(library::conv2d_grad_weight, a); }
+  void matmul(const Matmul& a) override { run(library::matmul, a); }
   void max_pool(const MaxPool& a) override { run(cuda::max_pool, a); }
   void max_pool_grad(const MaxPoolGrad& a) override { run(cuda::max_pool_grad, a); }
   void global_avg_pool(const GlobalAvgPool& a) override { run(cuda::global_avg_pool, a); }
@@ -51,6 +51,7 @@ class SimtBackend : public Backend {
   void lars(const Lars& a) override { run(cuda::lars, a); }
   void adamw(const AdamW& a) override { run(cuda::adamw, a); }
   void ema(const Ema& a) override { run(cuda::ema, a); }
+  void update_loss_scale(const UpdateLossScale& a) override { run(cuda::update_loss_scale, a); }
   void ring_write(const RingWrite& a) override { run(cuda::ring_write, a); }
   void info_nce(const InfoNce& a) override { run(cuda::info_nce, a); }
   void cross_entropy(const CrossEntropy& a) override { run(cuda::cross_entropy, a); }

@@ -1,0 +1,268 @@
+// Training in 16 bits: whole steps of MoCo and CsMl against PyTorch in fp64, recorded against eager steps, and the
+// scaling of the loss. Runs on the CUDA kernels: on the host, or on a card with CSML_TEST_BACKEND=cuda:N.
+#include "csml/train_loop.h"
+#include "engine/checkpoint.h"
+#include "engine/log.h"
+#include "engine/step.h"
+#include "kernels/half.h"
+
+#include "tests/backend.h"
+#include "tests/method_fixture.h"
+
+using namespace csml;
+using namespace csml::test;
+
+namespace {
+
+std::unique_ptr<Device> open_gpu() {
+  const std::string spec = backend_under_test();
+  return open_backend(spec == "cpu" ? "simt" : spec);
+}
+
+Config config_in(const std::string& method, const std::string& precision, float loss_scale = 1024) {
+  Config c = golden_config(method);
+  c.train.precision = precision;
+  c.train.loss_scale.initial = loss_scale;
+  return c;
+}
+
+/// ||ours - golden|| / ||golden|| over all arrays of a network.
+double distance(const Golden& golden, const std::string& prefix, const std::vector<NamedArray>& ours) {
+  double error = 0, norm = 0;
+  for (const NamedArray& a : ours) {
+    const std::vector<float> got = floats(a), want = golden.values(prefix + a.name);
+    REQUIRE(got.size() == want.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+      error += std::pow(double{got[i]} - want[i], 2);
+      norm += std::pow(double{want[i]}, 2);
+    }
+  }
+  return std::sqrt(error / norm);
+}
+
+std::vector<NamedArray> unscaled_gradient(Siamese& method, const nlohmann::json& log) {
+  const Params& q = method.query_encoder().params();
+  const double scale = log.value("loss_scale", 1.0);
+  std::vector<float> values = q.grad().host<float>();
+  for (float& v : values) v = static_cast<float>(v / scale);
+  return to_host(q, "", Tensor::from(q.device(), q.grad().shape(), values));
+}
+
+nlohmann::json one_step(Siamese& method, const Siamese::Given& given) {
+  method.load_given(given);
+  method.step();
+  return method.measure(1);
+}
+
+double scale_of(const Siamese& method) { return state_of(method, "loss_scale").host<float>()[0]; }
+int64_t skipped_by(const Siamese& method) { return state_of(method, "loss_scale.counters").host<int64_t>()[1]; }
+
+/// A loss scale at which the first steps of the tiny network overflow, and then no more.
+constexpr float kOverflows = 262144;
+
+/// What training changes, without the loss scale.
+std::map<std::string, std::vector<std::byte>> trained(Method& method) {
+  auto all = snapshot(method);
+  std::erase_if(all, [](const auto& item) { return item.first.starts_with("loss_scale"); });
+  return all;
+}
+
+/// Largest errors that a step in 16 bits may have against fp64.
+struct Bounds {
+  double loss, gradient, keys, query, momentum_encoder;
+};
+
+void compare_step(const std::string& name, const std::string& precision, const Bounds& bounds) {
+  CAPTURE(name);
+  CAPTURE(precision);
+  const auto device = open_gpu();
+  const Golden golden(name + "_steps");
+  const bool csml = name == "csml";
+  const auto method = make(*device, config_in(name, precision));
+  Bounds worst{};
+  for (int i = 0; i < 3; ++i) {
+    const std::string step = cat("step{}/", i), after = cat("state{}/", i + 1);
+    Siamese::Given given = constants(golden, step, csml);
+    given.learning_rate = 0.06f;
+    for (const std::string& v : view_names(name)) given.images.push_back(golden.tensor(*device, step + "view_" + v));
+    set_state(*method, golden, cat("state{}/", i));
+    const nlohmann::json log = one_step(*method, given);
+    CHECK(log["finite"].get<bool>());
+    const double loss = golden.scalar(step + "loss");
+    worst.loss = std::max(worst.loss, std::abs(log["loss"].get<double>() - loss) / loss);
+    worst.gradient = std::max(worst.gradient, distance(golden, step + "grad/", unscaled_gradient(*method, log)));
+    const std::vector<float> queue = method->queue().rows().host<float>(), want = golden.values(after + "queue");
+    for (size_t j = 0; j < queue.size(); ++j) worst.keys = std::max(worst.keys, std::abs(double{queue[j]} - want[j]));
+    worst.query = std::max(worst.query, distance(golden, after + "q/", to_host(method->query_encoder().params(), "")));
+    worst.momentum_encoder =
+        std::max(worst.momentum_encoder, distance(golden, after + "k/", to_host(method->key_encoder().params(), "")));
+  }
+  MESSAGE(cat("{} in {}: loss {:.1e}, gradient {:.1e}, keys {:.1e}, query encoder {:.1e}, momentum encoder {:.1e}",
+              name, precision, worst.loss, worst.gradient, worst.keys, worst.query, worst.momentum_encoder));
+  CHECK(worst.loss <= bounds.loss);
+  CHECK(worst.gradient <= bounds.gradient);
+  CHECK(worst.keys <= bounds.keys);
+  CHECK(worst.query <= bounds.query);
+  CHECK(worst.momentum_encoder <= bounds.momentum_encoder);
+}
+
+}  // namespace
+
+TEST_CASE("MoCo and CsMl steps in 16 bits are PyTorch's in fp64, to rounding") {
+  compare_step("moco", "bf16", {1, 1, 1, 1, 1});
+  compare_step("csml", "bf16", {1, 1, 1, 1, 1});
+  compare_step("moco", "fp16", {1, 1, 1, 1, 1});
+  compare_step("csml", "fp16", {1, 1, 1, 1, 1});
+}
+
+TEST_CASE("networks compute with the rounded master parameters, which gradients of their own type never touch") {
+  const auto device = open_gpu();
+  const auto method = make(*device, config_in("moco", "bf16"));
+  method->load_given(simple(*device, {"q", "k"}));
+  method->step();
+  for (Encoder* encoder : {&method->query_encoder(), &method->key_encoder()}) {
+    const Params& p = encoder->params();
+    CHECK(p.compute().dtype() == DType::bf16);
+    CHECK(p.master().dtype() == DType::f32);
+    const std::vector<float> master = p.master().host<float>();
+    const std::vector<bf16> copy = p.compute().host<bf16>();
+    int64_t differ = 0, rounded = 0;
+    for (size_t i = 0; i < master.size(); ++i) {
+      differ += copy[i].bits != bf16(master[i]).bits;
+      rounded += float(copy[i]) != master[i];
+    }
+    CHECK(differ == 0);
+    CHECK(rounded > p.count() / 2);
+  }
+}
+
+TEST_CASE("16 bits: recorded steps are the eager ones, bit for bit") {
+  for (const char* precision : {"bf16", "fp16"}) {
+    CAPTURE(std::string(precision));
+    const auto device = open_gpu();
+    const Config config = config_in("moco", precision, kOverflows);
+    const auto recorded = make(*device, config), eager = make(*device, config);
+    Step step(*device, [&] { recorded->step(); });
+    for (int i = 0; i < 5; ++i) {
+      const Siamese::Given given = simple(*device, {"q", "k"}, i);
+      recorded->load_given(given);
+      eager->load_given(given);
+      step.run();
+      eager->step();
+      CHECK(step.recorded() == (i > 0));
+      CHECK(changes(snapshot(*recorded), snapshot(*eager)) == "");
+    }
+    if (std::string(precision) == "bf16") continue;
+    CHECK(skipped_by(*recorded) >= 1);  // replays skip and commit
+    CHECK(skipped_by(*recorded) <= 3);
+  }
+}
+
+TEST_CASE("a step that overflows changes nothing but the loss scale, and the next ones go on") {
+  const auto device = open_gpu();
+  Config config = config_in("moco", "fp16", 16777216);  // 2^24 times this network's gradients is beyond 65504
+  config.train.loss_scale.interval = 2;
+  const auto method = make(*device, config);
+  int64_t skipped = 0;
+  double scale = 16777216;
+  for (int i = 0; i < 12 && skipped == i; ++i) {
+    const auto before = trained(*method);
+    const nlohmann::json log = one_step(*method, simple(*device, {"q", "k"}, i));
+    skipped = skipped_by(*method);
+    CHECK(log["skipped_steps"] == skipped);
+    CHECK(log["loss_scale"] == scale_of(*method));
+    CHECK(log["finite"].get<bool>());  // a search, not an alarm
+    CHECK(std::isfinite(log["loss"].get<double>()));
+    if (skipped == i + 1) {
+      scale /= 2;
+      CHECK(changes(before, trained(*method)) == "");
+    } else {
+      CHECK(changes(before, trained(*method)) != "");
+    }
+    CHECK(scale_of(*method) == scale);
+  }
+  CHECK(skipped >= 1);
+  CHECK(skipped < 12);
+  // The second finite step in a row doubles the scale, which overflows again: found anew.
+  one_step(*method, simple(*device, {"q", "k"}, 20));
+  CHECK(scale_of(*method) == 2 * scale);
+  one_step(*method, simple(*device, {"q", "k"}, 21));
+  CHECK(skipped_by(*method) == skipped + 1);
+  CHECK(scale_of(*method) == scale);
+}
+
+TEST_CASE("at its floor the loss scale stays, and the step counts as not finite") {
+  const auto device = open_gpu();
+  Config config = config_in("moco", "fp16", 16777216);
+  config.train.loss_scale.smallest = 8388608;
+  const auto method = make(*device, config);
+  CHECK_FALSE(one_step(*method, simple(*device, {"q", "k"}))["finite"].get<bool>());
+  CHECK_FALSE(one_step(*method, simple(*device, {"q", "k"}))["finite"].get<bool>());
+  CHECK(scale_of(*method) == 8388608);
+  CHECK(skipped_by(*method) == 2);
+}
+
+TEST_CASE("scaled gradients are the unscaled ones, and an optimizer sees no scale") {
+  const auto device = open_gpu();
+  // The first buffer of each would show a scale that is not taken out.
+  for (const char* optimizer : {"sgd", "lars", "adamw"}) {
+    CAPTURE(std::string(optimizer));
+    const auto after_step = [&](float scale) {
+      Config config = config_in("moco", "fp16", scale);
+      config.optimizer.kind = optimizer;
+      auto method = make(*device, config);
+      CHECK(one_step(*method, simple(*device, {"q", "k"}))["skipped_steps"] == 0);
+      return method;
+    };
+    const auto small = after_step(64), large = after_step(1024);
+    const Params &a = small->query_encoder().params(), &b = large->query_encoder().params();
+    std::vector<float> scaled = a.grad().host<float>();
+    for (float& g : scaled) g *= 16;
+    // Equal but for gradients that fall below f16's normal numbers at the smaller scale.
+    CHECK(relative_difference(Tensor::from(*device, a.grad().shape(), scaled), b.grad()) < 1e-2);
+    const std::string first =
+        std::string("optimizer.") + (std::string(optimizer) == "adamw" ? "first_moment" : "momentum");
+    CHECK(relative_difference(state_of(*small, first), state_of(*large, first)) < 1e-2);
+  }
+}
+
+TEST_CASE("a run in 16 bits that is stopped and resumed is the run that was not, the loss scale included") {
+  log_configure(0, 1, true);
+  const auto run = [](const std::filesystem::path& out, const std::string& precision, int steps) {
+    std::filesystem::create_directories(out);
+    const auto device = open_gpu();
+    Config config = config_in("moco", precision, kOverflows);
+    config.data.train = "synthetic:shapes?limit=40&size=20";
+    config.data.workers = 0;
+    config.train.epochs = 1;
+    config.train.max_steps = steps;
+    config.train.log_every_steps = 1;
+    config.train.loss_scale.interval = 2;
+    config.eval.knn_every_epochs = 0;
+    resolve(config);
+    const auto comm = Comm::local();
+    RunOptions options;
+    options.out = out;
+    return pretrain(*device, *comm, config, options);
+  };
+  const auto bytes_of = [](const std::filesystem::path& out, const char* file) {
+    return slurp(newest_checkpoint(out, [](const std::string&) {})->folder / file);
+  };
+  for (const char* precision : {"bf16", "fp16"}) {
+    CAPTURE(std::string(precision));
+    const Folder folder;
+    run(folder.path / "whole", precision, 5);
+    run(folder.path / "parts", precision, 2);
+    run(folder.path / "parts", precision, 5);
+    for (const char* file : {"model.safetensors", "state.safetensors"})
+      CHECK(bytes_of(folder.path / "whole", file) == bytes_of(folder.path / "parts", file));
+  }
+}
+
+TEST_CASE("the CPU refuses 16 bits in one line") {
+  const auto device = Device::open("cpu");
+  for (const char* precision : {"bf16", "fp16"})
+    CHECK_THROWS_WITH_AS(make(*device, config_in("moco", precision)), doctest::Contains("needs a GPU (--device cuda)"),
+                         UsageError);
+  CHECK_THROWS_WITH_AS(compute_type("half", *device), doctest::Contains("use fp32, bf16 or fp16"), UsageError);
+}
