@@ -283,9 +283,9 @@ TEST_CASE("wrong shapes are refused with a message") {
   const auto device = open_backend();
   Backend& be = device->backend();
   // Dropping the last row of one array at a time must never be accepted silently, unless the array can be any size.
-  const std::set<std::string> free_size = {"fill y",         "all_finite x", "gather x",         "top_k bank",
-                                           "info_nce queue", "column_sum x", "ring_write queue", "ring_write rows",
-                                           "batch_norm_grad_apply parts"};
+  const std::set<std::string> free_size = {"fill y",           "all_finite x",    "gather x",
+                                           "top_k bank",       "info_nce queue",  "column_sum x",
+                                           "ring_write queue", "ring_write rows", "batch_norm_grad_apply parts"};
   std::set<std::string> done;
   for (const OpCase& c : op_cases()) {
     if (!done.insert(c.op).second) continue;
