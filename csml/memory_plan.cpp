@@ -43,7 +43,10 @@ std::string plan_text(const Config& config) {
     activations = static_cast<double>(device->stats().in_use - before) * static_cast<double>(part) / kSample;
   }
   const double mib = 1048576.0;
-  const double state = static_cast<double>(parameters) * 4 * 4 / mib;  // q, k, gradient, momentum
+  const bool half = config.train.precision != "fp32";
+  if (half) activations /= 2;
+  // q, k, gradient, momentum; 16-bit copies of q and k
+  const double state = static_cast<double>(parameters) * (4 * 4 + (half ? 2 * 2 : 0)) / mib;
   const auto queues = static_cast<int64_t>(base.negatives == Base::Negatives::queue ? levels.size() : 0);
   const double queue = static_cast<double>(queues * config.method.queue * config.model.dim) * 4 / mib;
   const int64_t steps = train->size() / batch;
