@@ -109,10 +109,13 @@ void compare_step(const std::string& name, const std::string& precision, const B
 }  // namespace
 
 TEST_CASE("MoCo and CsMl steps in 16 bits are PyTorch's in fp64, to rounding") {
-  compare_step("moco", "bf16", {1, 1, 1, 1, 1});
-  compare_step("csml", "bf16", {1, 1, 1, 1, 1});
-  compare_step("moco", "fp16", {1, 1, 1, 1, 1});
-  compare_step("csml", "fp16", {1, 1, 1, 1, 1});
+  // Twice what was measured on the host. The gradient's error is that of units whose ReLU rounding switches: their
+  // share goes with the rounding, the distance with its root, so bf16, eight times coarser than fp16, is three times as
+  // far.
+  compare_step("moco", "bf16", {.loss = 2e-2, .gradient = 0.6, .keys = 2e-2, .query = 4e-3, .momentum_encoder = 5e-4});
+  compare_step("csml", "bf16", {.loss = 3e-3, .gradient = 0.4, .keys = 1e-2, .query = 1e-3, .momentum_encoder = 5e-4});
+  compare_step("moco", "fp16", {.loss = 4e-4, .gradient = 0.2, .keys = 3e-3, .query = 2e-3, .momentum_encoder = 6e-5});
+  compare_step("csml", "fp16", {.loss = 1e-4, .gradient = 0.2, .keys = 2e-3, .query = 3e-4, .momentum_encoder = 6e-5});
 }
 
 TEST_CASE("networks compute with the rounded master parameters, which gradients of their own type never touch") {
@@ -143,10 +146,14 @@ TEST_CASE("16 bits: recorded steps are the eager ones, bit for bit") {
     const Config config = config_in("moco", precision, kOverflows);
     const auto recorded = make(*device, config), eager = make(*device, config);
     Step step(*device, [&] { recorded->step(); });
+    std::vector<Tensor> held;  // a recording reads the memory it was made with: the images move into it
     for (int i = 0; i < 5; ++i) {
-      const Siamese::Given given = simple(*device, {"q", "k"}, i);
-      recorded->load_given(given);
+      Siamese::Given given = simple(*device, {"q", "k"}, i);
       eager->load_given(given);
+      if (held.empty()) held = given.images;
+      for (size_t v = 0; v < held.size(); ++v) copy(given.images[v], held[v]);
+      given.images = held;
+      recorded->load_given(given);
       step.run();
       eager->step();
       CHECK(step.recorded() == (i > 0));
@@ -167,7 +174,7 @@ TEST_CASE("a step that overflows changes nothing but the loss scale, and the nex
   double scale = 16777216;
   for (int i = 0; i < 12 && skipped == i; ++i) {
     const auto before = trained(*method);
-    const nlohmann::json log = one_step(*method, simple(*device, {"q", "k"}, i));
+    const nlohmann::json log = one_step(*method, simple(*device, {"q", "k"}));
     skipped = skipped_by(*method);
     CHECK(log["skipped_steps"] == skipped);
     CHECK(log["loss_scale"] == scale_of(*method));
@@ -183,12 +190,14 @@ TEST_CASE("a step that overflows changes nothing but the loss scale, and the nex
   }
   CHECK(skipped >= 1);
   CHECK(skipped < 12);
-  // The second finite step in a row doubles the scale, which overflows again: found anew.
-  one_step(*method, simple(*device, {"q", "k"}, 20));
-  CHECK(scale_of(*method) == 2 * scale);
-  one_step(*method, simple(*device, {"q", "k"}, 21));
-  CHECK(skipped_by(*method) == skipped + 1);
-  CHECK(scale_of(*method) == scale);
+  // From well below: the second finite step in a row doubles the scale, and so does the fourth.
+  config.train.loss_scale.initial = 64;
+  const auto low = make(*device, config);
+  for (const double after : {64, 128, 128, 256}) {
+    one_step(*low, simple(*device, {"q", "k"}));
+    CHECK(scale_of(*low) == after);
+  }
+  CHECK(skipped_by(*low) == 0);
 }
 
 TEST_CASE("at its floor the loss scale stays, and the step counts as not finite") {
