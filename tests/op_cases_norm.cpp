@@ -264,7 +264,7 @@ void add_norm_bench_cases(OpCases& cases, bool cifar, int64_t batch) {
       cases.push_back(forward_case({x, 1, true, residual}, true));
       cases.back().crossings["x"] = 2;
       cases.push_back(grad_case({x, 1, true, residual}, residual, residual ? "xrgb" : "xgb"));
-      cases.back().crossings = {{"x", 2}, {residual ? "dresidual" : "dy", 2}};
+      cases.back().crossings = {{"x", 2}, {residual ? "dresidual" : "dy", 2}, {"y", residual ? 1.0 : 0.0}};
     }
   }
   cases.push_back(l2_case({batch, 128}, normal(), ""));
