@@ -51,7 +51,8 @@ class DeviceTest(unittest.TestCase):
             with tempfile.TemporaryDirectory() as folder:
                 out = os.path.join(folder, "run")
                 done = subprocess.run([CSML, "pretrain", "--data", "synthetic:shapes?limit=16", "--batch-size", "8",
-                                       "--device", "cpu", "--precision", precision, "--out", out],
+                                       "--set", "method.bn_group_size=0", "--device", "cpu", "--precision", precision,
+                                       "--out", out],
                                       capture_output=True, text=True, env={**os.environ, **THREADS}, timeout=300)
                 self.assert_one_line(done, 2, f"precision {precision}", "--device cuda", "--precision fp32")
                 self.assertFalse(os.path.exists(out))
