@@ -92,7 +92,7 @@ class RivalTest(unittest.TestCase):
     def test_csml(self):
         exchange, _ = self.check("csml", self.STEP)
         exchange.notes["lambda"] -= 0.1
-        self.refuses("csml", exchange, {"loss", "gradient"})
+        self.refuses("csml", exchange, {"loss", "gradient", "parameters"})
 
     def test_info_nce(self):
         exchange, _ = self.check("info_nce", {"loss", "gradient"})
@@ -115,7 +115,7 @@ class RivalTest(unittest.TestCase):
         exchange.notes["momentum"] = 0.5  # nothing: the first step's buffer is zero
         self.refuses("commit", exchange, set())
         exchange.notes["weight_decay"] = 0.1
-        self.refuses("commit", exchange, {"parameters"})
+        self.refuses("commit", exchange, {"parameters", "key parameters"})
 
     def test_refused_exchanges(self):
         for words, arguments in (("whole batch", ["--step", "moco", "--preset", "cifar10-small", "--batch", "32"]),

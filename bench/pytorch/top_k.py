@@ -47,7 +47,7 @@ class TopK:
         index, scores = [], []
         for queries, exclude in zip(self.queries.split(256), self.exclude.split(256)):
             s = (queries @ self.rows.T).scatter_(1, exclude, float("-inf"))
-            values, order = torch.sort(s, 1, descending=True, stable=True)
+            values, order = torch.sort(s, dim=1, descending=True, stable=True)
             scores.append(values[:, :self.k])
             index.append(order[:, :self.k])
         return torch.cat(scores), torch.cat(index)
