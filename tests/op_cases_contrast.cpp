@@ -55,7 +55,7 @@ OpCase info_nce_case(const Contrast& v) {
   if (v.similarity) {
     test.args.push_back(output("positive_similarity", {v.positives}));
     // A mean of thousands of similarities of either sign, 1e-5 itself: what rounds is the similarities.
-    const Tolerance cancels{1e-8, 1e-4, "terms of 0.1 cancel to a mean of 1e-5"};
+    const Tolerance cancels{1e-9, 5e-5, "terms of 0.1 cancel to a mean of 1e-5"};
     test.args.push_back(output("negative_similarity", {1}, cancels));
   }
   return test;
