@@ -288,8 +288,8 @@ void SafetensorsFile::read_rows(const std::string& name, int64_t first, int64_t 
                                 size_t bytes) const {
   const ArrayInfo& array = info(name);
   CHECK(array.shape.rank() > 0 && first >= 0 && count >= 0 && first <= array.shape[0] - count,
-        "{}: array {} is {}, rows {} to {} were asked for", path_.string(), printable(name), array.shape.text(), first,
-        first + count);
+        "{}: array {} is {}, {} rows from row {} on were asked for", path_.string(), printable(name),
+        array.shape.text(), count, first);
   const size_t row = static_cast<size_t>(array.shape.row_size()) * size_of(array.dtype);
   CHECK(bytes == row * static_cast<size_t>(count), "{}: {} rows of array {} have {} bytes, {} were asked for",
         path_.string(), count, printable(name), row * static_cast<size_t>(count), bytes);

@@ -17,7 +17,7 @@ Device& Tensor::device() const {
 }
 
 Tensor Tensor::rows(int64_t first, int64_t count) const {
-  CHECK(first >= 0 && count >= 0 && first + count <= shape_[0], "rows [{}, {}) of shape {}", first, first + count,
+  CHECK(first >= 0 && count >= 0 && first <= shape_[0] - count, "{} rows from row {} on of shape {}", count, first,
         shape_.text());
   Tensor t = *this;
   t.offset_ += static_cast<size_t>(first * shape_.row_size()) * size_of(dtype_);
