@@ -320,8 +320,8 @@ int run(Options& o, const std::vector<std::string>& arguments) {
   const std::vector<NamedArray> weights = last.classifier->to_host();
   std::vector<HostArray> views;
   for (const NamedArray& a : weights) views.push_back({a.name, a.dtype, a.shape, a.data.data()});
-  const auto list = [&](const std::array<float, 4>& v) {
-    return cat("{}", fmt::join(v.begin(), v.begin() + train->channels(), ","));
+  const auto list = [channels = train->channels()](const std::array<float, 4>& v) {
+    return cat("{}", fmt::join(v.begin(), v.begin() + channels, ","));
   };
   write_safetensors(fs::path(o.out) / "classifier.safetensors", views,
                     {{"format", "pt"},

@@ -18,7 +18,8 @@ struct Ballot {
 /// Adds to (top-1, top-5) hits whether the k neighbours, by descending similarity, elect `truth`.
 void vote(const float* similarity, const int* labels, int k, double temperature, int truth, Ballot& ballot,
           std::vector<int64_t>& hits) {
-  auto& [score, order] = ballot;
+  std::vector<double>& score = ballot.score;
+  std::vector<int>& order = ballot.order;
   std::fill(score.begin(), score.end(), 0.0);
   for (int j = 0; j < k; ++j) score[static_cast<size_t>(labels[j])] += std::exp(similarity[j] / temperature);
   std::iota(order.begin(), order.end(), 0);
