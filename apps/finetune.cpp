@@ -66,13 +66,8 @@ std::vector<int> labels_of(const Dataset& dataset) {
 /// One command: what it works on, and its log.
 class Work {
  public:
-  Work(const Options& o, Device& device, const FeatureSource& source, const Dataset& train, const Dataset& test)
-      : o_(o),
-        device_(device),
-        source_(source),
-        train_(train),
-        test_(test),
-        metrics_(fs::path(o.out) / "metrics.jsonl") {}
+  Work(const Options& o, Device& device, const FeatureSource& source, const Dataset& train)
+      : o_(o), device_(device), source_(source), train_(train), metrics_(fs::path(o.out) / "metrics.jsonl") {}
 
   FinetuneResult stage(const std::string& name, const Dataset& images, const Dataset* test, int epochs,
                        double trunk_rate, double head_rate) {
@@ -168,7 +163,7 @@ class Work {
   const Options& o_;
   Device& device_;
   const FeatureSource& source_;
-  const Dataset &train_, &test_;
+  const Dataset& train_;
   MetricsLog metrics_;
 };
 
@@ -273,7 +268,7 @@ int run(Options& o, const std::vector<std::string>& arguments) {
   for (int64_t i : labelled) numbers += cat("{}\n", i);
   write_text_file(fs::path(o.out) / "labels.txt", numbers);
 
-  Work work(o, *device, source, *train, *test);
+  Work work(o, *device, source, *train);
   const Subset images(*train, labelled);
   FinetuneResult last = work.stage("fine-tune", images, test.get(), o.recipe.epochs, rates[0], rates[1]);
   nlohmann::json json = config;

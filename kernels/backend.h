@@ -10,11 +10,23 @@
 
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "kernels/color.h"
 #include "kernels/types.h"
 
 namespace csml {
+
+/// A few bytes of device memory as they are at one moment of the device's work, which the host reads when it likes.
+class Readback {
+ public:
+  virtual ~Readback() = default;
+  /// Copies them once everything queued before is done; the host does not wait. Not recorded. A second start() before
+  /// wait() drops the first.
+  virtual void start(const void* device) = 0;
+  /// Waits for the last start() and for nothing queued after it. Valid until the next start().
+  virtual const void* wait() = 0;
+};
 
 /// A recorded sequence of calls. run() repeats them on the same memory with the same values.
 class Replay {
@@ -55,6 +67,8 @@ class Backend {
   virtual void upload(void* device, const void* host, size_t bytes) = 0;  // never recorded
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
+  /// For values of `bytes` bytes, up to a few pages.
+  virtual std::unique_ptr<Readback> readback(size_t bytes);
   /// Runs work once and returns a Replay that repeats its calls: same pointers, same values.
   virtual std::unique_ptr<Replay> record(const std::function<void()>& work) = 0;
   /// Runs `call` on the host, in the order of the kernels around it, and again in every replay of a recording it stands
@@ -472,5 +486,21 @@ class Backend {
   };
   virtual void cut_mix(const CutMix&) = 0;
 };
+
+/// Of a backend that has done its work when a call returns.
+class DownloadedReadback final : public Readback {
+ public:
+  DownloadedReadback(Backend& backend, size_t bytes) : backend_(backend), bytes_(bytes) {}
+  void start(const void* device) override { backend_.download(bytes_.data(), device, bytes_.size()); }
+  const void* wait() override { return bytes_.data(); }
+
+ private:
+  Backend& backend_;
+  std::vector<std::byte> bytes_;
+};
+
+inline std::unique_ptr<Readback> Backend::readback(size_t bytes) {
+  return std::make_unique<DownloadedReadback>(*this, bytes);
+}
 
 }  // namespace csml

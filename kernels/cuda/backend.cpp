@@ -9,6 +9,7 @@
 #include "kernels/cuda/libraries.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/staging.h"
+#include "kernels/cuda/stream.h"
 
 namespace csml {
 
@@ -66,40 +67,12 @@ class SharedFailure {
   cuda::Failure* failure_ = nullptr;
 };
 
-class Stream {
- public:
-  Stream() { CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
-  ~Stream() { cudaStreamDestroy(stream_); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  cudaStream_t get() const { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
 cudaDeviceProp properties_of(int card) {
   cudaDeviceProp properties{};
   CUDA_CHECK(cudaSetDevice(card));
   CUDA_CHECK(cudaGetDeviceProperties(&properties, card));
   return properties;
 }
-
-class Event {
- public:
-  Event() { CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
-  ~Event() { cudaEventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  /// What `second` does from now on waits for what `first` was told until now; in a capture too.
-  void order(cudaStream_t first, cudaStream_t second) const {
-    CUDA_CHECK(cudaEventRecord(event_, first));
-    CUDA_CHECK(cudaStreamWaitEvent(second, event_, 0));
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
 
 class GraphReplay final : public Replay {
  public:
@@ -129,6 +102,8 @@ struct CudaBackend::State {
   State(CudaBackend& backend, int number)
       : card(number),
         properties(properties_of(number)),
+        staging({.allocate = [&backend](size_t bytes) { return backend.allocate(bytes); },
+                 .release = [&backend](void* data) { backend.release(data); }}),
         context(backend, failure.get(), stream.get(), properties.multiProcessorCount,
                 10 * properties.major + properties.minor),
         matmuls(context, switched_on("CSML_TF32")),
@@ -139,10 +114,9 @@ struct CudaBackend::State {
   const cudaDeviceProp properties;
   const bool sync = switched_on("CSML_SYNC");
   SharedFailure failure;
-  Stream stream;
-  Stream side;    // for uploads while the other one is recorded
-  Stream copies;  // of copy_beside()
-  Event copies_begin, copies_end;
+  cuda::Stream stream;
+  cuda::Stream copies;  // of copy_beside()
+  cuda::Event copies_begin, copies_end;
   cuda::Staging staging;
   cuda::Context context;
   cuda::Matmuls matmuls;
@@ -219,9 +193,12 @@ void CudaBackend::release(void* data) {
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
   if (bytes == 0) return;
   State& s = *state_;
-  if (!s.context.is_recording()) return s.staging.upload(s.stream.get(), device, host, bytes);
-  s.staging.upload(s.side.get(), device, host, bytes);
-  CUDA_CHECK(cudaStreamSynchronize(s.side.get()));
+  if (s.context.is_recording()) return s.staging.upload_now(device, host, bytes);
+  s.staging.upload(s.stream.get(), device, host, bytes);
+}
+
+std::unique_ptr<Readback> CudaBackend::readback(size_t bytes) {
+  return std::make_unique<cuda::PinnedReadback>(state_->stream.get(), bytes);
 }
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {

@@ -32,6 +32,7 @@ class CudaBackend final : public Backend {
   Memory memory() const override { return memory_; }
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
+  std::unique_ptr<Readback> readback(size_t bytes) override;
   void synchronize() override;
   /// The calls are captured, not run, while work() runs; then the graph runs once. Not captured: allocations and
   /// uploads (done at once). Refused inside: downloads and synchronize(). Convolutions and scratch memory must have
