@@ -24,9 +24,12 @@ class Method {
   virtual void load(const Batch& batch, const StepInfo& info) = 0;
   /// One whole step: forward, backward, commit. Recordable: reads only what load() uploaded.
   virtual void step() = 0;
-  /// Whether the last step had a finite gradient; one that had not changed nothing. An fp16 overflow that lowers the
-  /// loss scale counts as finite. Waits for the device.
-  virtual bool finite() const = 0;
+  /// i32 [1], on the device: 1, and 0 from a step without a finite gradient on. That step and those after it change
+  /// nothing until go_on(), so that the host can look at the flag late, when the next step is already on its way. An
+  /// fp16 overflow that lowers the loss scale counts as finite.
+  virtual Tensor finite() const = 0;
+  /// Sets finite() to 1.
+  virtual void go_on() = 0;
   /// Means over the `steps` steps since the last call, for the log: loss, loss_terms, positive_similarity, … Reads the
   /// device, so it is called between steps and not at each.
   virtual nlohmann::json measure(int64_t steps) = 0;

@@ -18,6 +18,8 @@ std::string first_non_finite(Method& method) {
   return "";
 }
 
+bool is_finite(const Method& method) { return method.finite().host<int32_t>()[0] == 1; }
+
 }  // namespace
 
 StepReplay replay_step(Device& device, const Config& config, const Checkpoint& checkpoint, int64_t step,
@@ -40,6 +42,7 @@ StepReplay replay_step(Device& device, const Config& config, const Checkpoint& c
       method->load(batch, state.step_info());
       if (state.at.step + 1 < step) {
         repeat.run();
+        if (!is_finite(*method)) method->go_on();  // as the run did
         ++replay.repeated;
         if (progress) progress(replay.repeated);
         continue;
@@ -49,7 +52,7 @@ StepReplay replay_step(Device& device, const Config& config, const Checkpoint& c
       replay.samples = batch.samples;
       replay.neighbors = batch.neighbors;
       method->step();
-      replay.finite = method->finite();
+      replay.finite = is_finite(*method);
       replay.measured = method->measure(1);
       if (!replay.finite) replay.first_non_finite = first_non_finite(*method);  // the step has changed nothing
       return replay;

@@ -279,7 +279,7 @@ void Siamese::average_statistics() {
 
 void Siamese::commit() {
   average_statistics();
-  all_finite(f_q_.params().grad(), finite_);
+  all_finite(f_q_.params().grad(), finite_, Write::accumulate);
   comm_.all_reduce_min(finite_);  // all change their state, or none does
   // theta_k <- m theta_k + (1 - m) theta_q: due before the next step's key forwards, so it is the end of this one. The
   // predictors, which it lacks, are the last of theta_q.
@@ -346,14 +346,9 @@ nlohmann::json Siamese::measure(int64_t steps) {
     out["loss_scale"] = scaling.scale;
     out["skipped_steps"] = scaling.skipped;
   }
-  out["finite"] = finite();
+  out["finite"] = finite_.host<int32_t>()[0] == 1;
   for (const Tensor& sum : {loss_sum_, total_sum_, positive_sum_, negative_sum_}) fill(sum, 0);
   return out;
-}
-
-bool Siamese::finite() const {
-  // A step that scaling skipped is no alarm while the scale can still fall.
-  return finite_.host<int32_t>()[0] == 1 || (loss_scale_ && !loss_scale_.read().at_floor);
 }
 
 std::vector<std::pair<std::string, Tensor>> Siamese::state() const {

@@ -37,7 +37,8 @@ class Siamese final : public Method {
   std::vector<ViewSpec> views() const override { return plan_.views; }
   void load(const Batch& batch, const StepInfo& info) override;
   void step() override;
-  bool finite() const override;
+  Tensor finite() const override { return finite_; }
+  void go_on() override { finite_.upload(std::vector<int32_t>{1}); }
   nlohmann::json measure(int64_t steps) override;
   Encoder& query_encoder() override { return f_q_; }
   Encoder& key_encoder() override { return f_k_ ? *f_k_ : f_q_; }

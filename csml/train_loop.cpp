@@ -1,6 +1,7 @@
 #include "csml/train_loop.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -39,8 +40,17 @@ class Run {
         train_(open_dataset(config.data.train)),
         method_(make_method(device, config, train_->channels(), comm)),
         state_(config, *train_, *method_),
+        stop_vote_(Tensor::from(device, {1}, std::vector<int32_t>{0})),
         step_(
-            device, [this] { method_->step(); }, comm.recordable() ? 1 : std::numeric_limits<int>::max()) {
+            device, [this] { step(); }, comm.recordable() ? 1 : std::numeric_limits<int>::max()),
+        most_in_flight_(options.steps_in_flight > 0 ? options.steps_in_flight
+                        : device.backend().stream() ? 2
+                                                    : 1) {
+    CHECK(most_in_flight_ <= 2, "{} steps in flight; at most 2", most_in_flight_);
+    for (InFlight& step : in_flight_) {
+      step.finite = device.backend().readback(sizeof(int32_t));
+      step.stop = device.backend().readback(sizeof(int32_t));
+    }
     if (comm.rank() == 0) {
       store_.emplace(options.out, CheckpointStore::Options{.keep_last = config.train.keep_checkpoints,
                                                            .warn = [](const std::string& l) { log_warn(l); }});
@@ -63,17 +73,23 @@ class Run {
   void read_checkpoint();
   void check_same_data();
   bool train_epoch();
+  void step();
   void train_step(const Batch& batch);
   void log_step(int64_t steps);
   void log_epoch(double seconds);
-  void check_finite();
-  void capture();
   bool refresh_neighbors();
   void evaluate();
   void measure_knn();
   void start_saving();
   void finish_saving();
   void tell_saved();
+  struct InFlight;
+  void read_signals(InFlight& step);
+  void settle();
+  void settle_all();
+  void alarm(const InFlight& step);
+  void capture(const InFlight& step);
+  bool stop_asked();
   bool stop_agreed();
   void phase(const std::string& text);
   int64_t bad_images() const { return log_->bad_images(*loader_); }
@@ -91,19 +107,25 @@ class Run {
   StateCopy copy_;                          // what the writer writes
   std::optional<CheckpointWriter> writer_;  // rank 0's; after what it uses
   std::optional<RunLog> log_;
+  Tensor stop_vote_;  // i32 [1]
   Step step_;
   std::unique_ptr<Loader> loader_;
   int64_t steps_per_epoch_ = 0;
   bool at_floor_ = false;  // of the loss scale
   std::optional<Progress> progress_;
   RunResult result_;
-  /// The step that ran last, until it is known whether its gradient was finite.
-  struct LastStep {
+  /// A step that was started, until the host has seen what became of it. With two of them the device has the next one
+  /// before the host knows about the one before, and never waits.
+  struct InFlight {
     Position before;
     std::vector<int64_t> samples, neighbors;
+    std::unique_ptr<Readback> finite, stop;
   };
-  std::optional<LastStep> last_;
-  int non_finite_ = 0;  // steps in a row up to now
+  std::array<InFlight, 2> in_flight_;  // step n: n mod 2
+  int unsettled_ = 0, most_in_flight_;
+  int non_finite_ = 0;      // steps in a row up to now
+  bool all_finite_ = true;  // steps since the last step line
+  bool stop_seen_ = false;  // a process was asked to stop
   Clock::time_point start_ = Clock::now();
   bool out_of_time_ = false;
   // Since the last step line
@@ -118,10 +140,16 @@ void Run::phase(const std::string& text) {
   if (options_.phase) options_.phase(text);
 }
 
-bool Run::stop_agreed() {
+/// This process, now.
+bool Run::stop_asked() {
   const double limit = config_.train.max_hours * 3600;
   out_of_time_ = out_of_time_ || (limit > 0 && seconds_since(start_) >= limit);
-  const bool asked = out_of_time_ || (options_.stop && options_.stop->load());
+  return out_of_time_ || (options_.stop && options_.stop->load());
+}
+
+/// Any process, now. Between steps: a step carries its vote itself.
+bool Run::stop_agreed() {
+  const bool asked = stop_asked();
   if (comm_.size() == 1) return asked;
   const Tensor vote = Tensor::from(device_, {1}, std::vector<int32_t>{asked ? 1 : 0});
   comm_.all_reduce_max(vote);
@@ -179,7 +207,6 @@ bool Run::train_epoch() {
   Batch batch;
   phase(cat("the loading of step {}", at_.step + 1));
   while (loader_->next(batch)) {
-    check_finite();  // of the step before: the device was at it while the batch was awaited
     train_step(batch);
     ++since_log;
     const bool last = at_.batch == steps_per_epoch_;
@@ -193,12 +220,12 @@ bool Run::train_epoch() {
     const int every = config_.train.checkpoint_every_steps;
     if (every > 0 && at_.step % every == 0 && !last) start_saving();
     tell_saved();
-    const bool stop = stop_agreed();
+    const bool stop = comm_.size() == 1 ? stop_asked() : stop_seen_;
     if ((stop || out_of_steps()) && !last) return stop;
     phase(cat("the loading of step {}", at_.step + 1));
   }
   phase(cat("the end of epoch {}", at_.epoch));
-  check_finite();
+  settle_all();
   log_->share_bad_images();
   log_epoch(seconds_since(start));
   ++at_.epoch;
@@ -211,14 +238,56 @@ bool Run::train_epoch() {
   return stop_agreed();
 }
 
+/// What is recorded.
+void Run::step() {
+  method_->step();
+  if (comm_.size() > 1) comm_.all_reduce_max(stop_vote_);
+}
+
 void Run::train_step(const Batch& batch) {
   interval_wait_ += batch.wait_seconds;
   phase(cat("step {}", at_.step + 1));
   method_->load(batch, state_.step_info());
+  stop_vote_.upload(std::vector<int32_t>{stop_asked() ? 1 : 0});
   step_.run();
-  last_ = LastStep{.before = at_, .samples = batch.samples, .neighbors = batch.neighbors};
+  InFlight& started = in_flight_[static_cast<size_t>(at_.step % 2)];
+  started.before = at_;
+  started.samples = batch.samples;
+  started.neighbors = batch.neighbors;
+  read_signals(started);
+  ++unsettled_;
   ++at_.step;
   ++at_.batch;
+  if (unsettled_ == most_in_flight_) settle();
+}
+
+void Run::read_signals(InFlight& step) {
+  step.finite->start(ConstView(method_->finite()).data);
+  step.stop->start(ConstView(stop_vote_).data);
+}
+
+/// Waits for the oldest step in flight and acts on what became of it.
+void Run::settle() {
+  const InFlight& oldest = in_flight_[static_cast<size_t>((at_.step - unsettled_) % 2)];
+  if (unsettled_ > 1) phase(cat("the end of step {}", oldest.before.step + 1));
+  const auto value = [](Readback& readback) { return *static_cast<const int32_t*>(readback.wait()); };
+  const bool finite = value(*oldest.finite) == 1;
+  stop_seen_ = stop_seen_ || value(*oldest.stop) != 0;
+  --unsettled_;
+  if (finite) {
+    non_finite_ = 0;
+    return;
+  }
+  alarm(oldest);
+  method_->go_on();
+  if (unsettled_ == 0) return;
+  // The next step found the flag set and changed nothing: now it takes place. Its inputs are still there.
+  step_.run();
+  read_signals(in_flight_[static_cast<size_t>((at_.step - 1) % 2)]);
+}
+
+void Run::settle_all() {
+  while (unsettled_ > 0) settle();
 }
 
 void Run::log_epoch(double seconds) {
@@ -234,8 +303,9 @@ void Run::log_epoch(double seconds) {
 }
 
 void Run::log_step(int64_t steps) {
-  check_finite();
+  settle_all();
   nlohmann::json line = method_->measure(steps);
+  line["finite"] = std::exchange(all_finite_, true);
   const double elapsed = seconds_since(interval_start_);
   const double per_second = static_cast<double>(steps * config_.train.batch_size) / std::max(1e-9, elapsed);
   result_.loss = line["loss"].get<double>();
@@ -245,7 +315,7 @@ void Run::log_step(int64_t steps) {
   line["images_per_second"] = per_second;
   line["data_wait"] = interval_wait_ / std::max(1e-9, elapsed);
   line["memory_bytes"] = device_.stats().reserved;
-  if (!line.contains("skipped_steps")) line["skipped_steps"] = state_.skipped;
+  line["skipped_steps"] = line.value("skipped_steps", int64_t{0}) + state_.skipped;
   if (base_of(config_.method).negatives == Base::Negatives::queue) {
     const double each = static_cast<double>(config_.train.batch_size) * config_.method.directions;
     const double pushed = static_cast<double>(at_.step) * each, rows = static_cast<double>(config_.method.queue);
@@ -267,25 +337,18 @@ void Run::log_step(int64_t steps) {
   interval_wait_ = 0;
 }
 
-/// Of the last step: one without a finite gradient changed nothing and is counted, the first of a row is captured, and
-/// too many of them end the run.
-void Run::check_finite() {
-  if (!last_) return;
-  if (method_->finite()) {
-    non_finite_ = 0;
-    last_.reset();
-    return;
-  }
+/// A step without a finite gradient changed nothing and is counted, the first of a row is captured, and too many of
+/// them end the run.
+void Run::alarm(const InFlight& step) {
   ++state_.skipped;
+  all_finite_ = false;
   if (++non_finite_ == 1) {
-    const std::string text =
-        cat("step {}: the gradient is not finite; the step changes nothing", last_->before.step + 1);
+    const std::string text = cat("step {}: the gradient is not finite; the step changes nothing", step.before.step + 1);
     log_warn(text);
     log_->event("non_finite", text);
-    capture();
+    capture(step);
   }
-  const int64_t first = last_->before.step + 2 - non_finite_;
-  last_.reset();
+  const int64_t first = step.before.step + 2 - non_finite_;
   if (non_finite_ >= config_.train.max_non_finite_steps)
     throw Error(
         cat("no finite gradient in {} steps from step {} on, nothing is learnt any more; lower schedule.lr, or see "
@@ -293,10 +356,10 @@ void Run::check_finite() {
             non_finite_, first, options_.out.string(), first));
 }
 
-/// Keeps what the last step, which changed nothing, started from: a checkpoint with the numbers of its images.
-void Run::capture() {
+/// Keeps what a step that changed nothing started from: a checkpoint with the numbers of its images.
+void Run::capture(const InFlight& from) {
   namespace fs = std::filesystem;
-  const nlohmann::json mine{{"samples", last_->samples}, {"neighbors", last_->neighbors}};
+  const nlohmann::json mine{{"samples", from.samples}, {"neighbors", from.neighbors}};
   const std::vector<std::string> all = gather_text(comm_, device_, mine.dump());
   if (!store_) return;
   const fs::path folder = options_.out / kCaptures;
@@ -310,9 +373,9 @@ void Run::capture() {
       samples.insert(samples.end(), part["samples"].begin(), part["samples"].end());
       neighbors.insert(neighbors.end(), part["neighbors"].begin(), part["neighbors"].end());
     }
-    const int64_t step = last_->before.step + 1;
+    const int64_t step = from.before.step + 1;
     RunState before = state_;
-    before.at = last_->before;
+    before.at = from.before;
     StateCopy copy;
     copy.take(before, {{"capture",
                         {{"step", step},
@@ -385,7 +448,7 @@ void Run::measure_knn() {
 
 /// Hands the state to the writer. A write in progress is waited for first: two at once would need two copies.
 void Run::start_saving() {
-  check_finite();
+  settle_all();
   state_.saved = at_.step;
   if (!writer_) return;  // rank 0 keeps the folder
   phase(cat("the writing of a checkpoint before that of step {}", at_.step));

@@ -351,7 +351,9 @@ Tensor cut_mix(const Tensor& a, const Tensor& b, const Tensor& box) {
   return y;
 }
 
-void all_finite(const Tensor& x, const Tensor& flag) { backend(x).all_finite({.x = x, .flag = flag}); }
+void all_finite(const Tensor& x, const Tensor& flag, Write write) {
+  backend(x).all_finite({.x = x, .flag = flag, .write = write});
+}
 
 void ema(const Tensor& x, const Tensor& y, const Tensor& momentum, const Tensor& finite) {
   backend(y).ema({.x = x, .y = y, .momentum = momentum, .finite = finite});

@@ -95,8 +95,8 @@ void augment(const Tensor& images, const Tensor& params, const Tensor& y, const 
              const std::array<float, 4>& std);
 /// a with the box (i32 [4] = y0, x0, y1, x1) of b.
 Tensor cut_mix(const Tensor& a, const Tensor& b, const Tensor& box);
-/// flag i32 [1] = every element of x is finite
-void all_finite(const Tensor& x, const Tensor& flag);
+/// flag i32 [1] = every element of x is finite; accumulate: flag = flag and that
+void all_finite(const Tensor& x, const Tensor& flag, Write write = Write::overwrite);
 /// y = momentum * y + (1 - momentum) * x unless finite holds 0
 void ema(const Tensor& x, const Tensor& y, const Tensor& momentum, const Tensor& finite = {});
 /// One step of SGD with momentum (Backend::Sgd) unless finite holds 0; learning_rate [1].

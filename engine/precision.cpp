@@ -32,8 +32,7 @@ void LossScale::update(const Tensor& finite) const {
 
 LossScale::Reading LossScale::read() const {
   if (!scale_) return {};
-  const float scale = scale_.host<float>()[0];
-  return {.scale = scale, .skipped = counters_.host<int64_t>()[1], .at_floor = scale <= options_.smallest};
+  return {.scale = scale_.host<float>()[0], .skipped = counters_.host<int64_t>()[1]};
 }
 
 std::vector<std::pair<std::string, Tensor>> LossScale::state() const {

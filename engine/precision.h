@@ -34,13 +34,13 @@ class LossScale {
   Tensor seed() const { return scale_ ? scale_.span(0, {1}) : Tensor(); }
   /// What the optimizer multiplies gradients by, f32 [1].
   Tensor inverse() const { return scale_ ? scale_.span(1, {1}) : Tensor(); }
-  /// Part of the commit, after everything that reads `finite` or the scale.
+  /// Part of the commit, after everything that reads `finite` or the scale. An overflow that lowers the scale is no
+  /// alarm: `finite` is 1 again.
   void update(const Tensor& finite) const;
 
   struct Reading {
     double scale = 1;
-    int64_t skipped = 0;    // steps, since the start of training
-    bool at_floor = false;  // cannot be halved any more
+    int64_t skipped = 0;  // steps that halved it, since the start of training
   };
   /// Waits for the device.
   Reading read() const;

@@ -450,11 +450,11 @@ class Backend {
   virtual void ema(const Ema&) = 0;
   /// Dynamic loss scaling by powers of two (engine/precision.h). finite i32 [1]:
   ///   1: steps += 1; at `interval` of them scale = min(2 scale, largest) and steps = 0
-  ///   0: scale = max(scale / 2, smallest), steps = 0, skipped += 1
+  ///   0 and scale > smallest: scale = max(scale / 2, smallest), steps = 0, skipped += 1, finite = 1
+  ///   0 otherwise: nothing
   /// scale f32 [2] = scale, 1 / scale;  counters i64 [2] = steps, skipped
   struct UpdateLossScale {
-    View scale{}, counters{};
-    ConstView finite{};
+    View scale{}, counters{}, finite{};
     int interval = 2000;
     float smallest = 1, largest = 16777216;
   };

@@ -2,9 +2,12 @@
 // gradient change nothing; any step can be replayed.
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
+#include <set>
 #include <thread>
 
 #include "csml/replay.h"
+#include "kernels/cpu/backend.h"
 
 #include "tests/run_fixture.h"
 
@@ -178,6 +181,74 @@ TEST_CASE("steps without a finite gradient change nothing, are counted and captu
   CHECK(contains(replay.first_non_finite, " of op '"));
   CHECK(captured.user["capture"]["samples"] == json(replay.samples));
   CHECK(captured.user["capture"]["neighbors"] == json(replay.neighbors));
+}
+
+namespace {
+
+/// Finds the gradients of the given calls, counted from 1, not finite.
+class Spoiling final : public CpuBackend {
+ public:
+  explicit Spoiling(std::set<int> calls) : calls_(std::move(calls)) {}
+  void all_finite(const AllFinite& args) override {
+    CpuBackend::all_finite(args);
+    if (calls_.count(++call_)) *args.flag.as<int32_t>() = 0;
+  }
+
+ private:
+  std::set<int> calls_;
+  int call_ = 0;
+};
+
+void run_spoiled(const Config& config, const fs::path& out, const std::set<int>& calls, int steps_in_flight) {
+  fs::create_directories(out);
+  log_configure(0, 1, true);
+  set_compute_threads(1);
+  Device device(std::make_unique<Spoiling>(calls));
+  const auto comm = Comm::local();
+  RunOptions options;
+  options.out = out;
+  options.steps_in_flight = steps_in_flight;
+  setenv("CSML_EAGER", "1", 1);  // every step is calls of the backend
+  pretrain(device, *comm, config, options);
+  unsetenv("CSML_EAGER");
+}
+
+}  // namespace
+
+TEST_CASE("a step that is not finite is found out with the next one under way, as without it") {
+  const Folder folder;
+  Config config = tiny("csml", 2);
+  config.train.log_every_steps = 100;
+  const fs::path alone = folder.path / "alone", followed = folder.path / "followed", clean = folder.path / "clean";
+  run_spoiled(config, alone, {3, 7, 8}, 1);
+  // Call 4 is step 4 in vain behind step 3, call 5 its second try; 9 and 10 so for step 8; 11 and 12 for step 9.
+  run_spoiled(config, followed, {3, 8, 10}, 2);
+  check_equal(alone, followed, 10);
+  CHECK(open_checkpoint(checkpoint(followed, 10)).user["skipped_steps"] == 3);
+  for (const int step : {3, 7}) {
+    const auto captured = [&](const fs::path& out) {
+      const fs::path of = out / kCaptures / cat("step_{:08d}", step);
+      return slurp(of / "model.safetensors") + slurp(of / "state.safetensors") +
+             open_checkpoint(of).user["capture"].dump();
+    };
+    const bool equal = captured(alone) == captured(followed);
+    CHECK_MESSAGE(equal, step);
+  }
+  for (const fs::path& out : {alone, followed}) {
+    const std::vector<json> found = events(out, "non_finite"), steps = metrics(out, "step");
+    REQUIRE(found.size() == 2);
+    CHECK(contains(found[0]["text"].get<std::string>(), "step 3:"));
+    CHECK(contains(found[1]["text"].get<std::string>(), "step 7:"));
+    REQUIRE(steps.size() == 2);
+    for (const json& line : steps) CHECK(line["finite"] == false);
+    CHECK(steps[0]["skipped_steps"] == 1);
+    CHECK(steps[1]["skipped_steps"] == 3);
+  }
+  run_spoiled(config, clean, {}, 2);
+  run(config, folder.path / "usual");
+  check_equal(clean, folder.path / "usual", 10);
+  const bool same = bytes_of(clean, 10) == bytes_of(alone, 10);
+  CHECK_FALSE(same);
 }
 
 TEST_CASE("replay: any step comes out as it did, from a checkpoint long before it") {

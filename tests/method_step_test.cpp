@@ -85,6 +85,12 @@ TEST_CASE("a step with a NaN or an infinity anywhere in its images changes nothi
         const nlohmann::json log = method->measure(1);
         CHECK_FALSE(log["finite"].get<bool>());
         CHECK(changes(before, snapshot(*method)) == "");
+        // Nor does a clean step behind it, until the host has seen that one.
+        method->load_given(simple(*device, views, 2));
+        method->step();
+        CHECK_FALSE(method->measure(1)["finite"].get<bool>());
+        CHECK(changes(before, snapshot(*method)) == "");
+        method->go_on();
       }
     // The next clean step is the one that would have come without them.
     const auto clean = make(*device, golden_config(name));

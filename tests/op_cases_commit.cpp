@@ -203,7 +203,7 @@ OpCase loss_scale_case(double scale, double steps, bool finite) {
           .detail = cat("{} after {} steps, finite {}", scale, steps, finite),
           .args = {in_out("scale", {2}, values({scale, 1 / scale}), kExact),
                    in_out("counters", {2}, values({steps, 5}), kExact, DType::i64),
-                   input("finite", {1}, value(finite), DType::i32)},
+                   in_out("finite", {1}, value(finite), kExact, DType::i32)},
           .call =
               [](Backend& be, const Bound& b) {
                 be.update_loss_scale({.scale = b["scale"],
@@ -216,10 +216,12 @@ OpCase loss_scale_case(double scale, double steps, bool finite) {
           .reference =
               [=](const Arrays& in, Arrays& out) {
                 out = in;
+                if (!finite && scale <= 0.5) return;
                 const bool grows = finite && steps + 1 == 4;
                 const double now = !finite ? std::max(scale / 2, 0.5) : grows ? std::min(2 * scale, 64.0) : scale;
                 out["scale"].v = {now, 1 / now};
                 out["counters"].v = {finite && !grows ? steps + 1 : 0, finite ? 5.0 : 6.0};
+                out["finite"].v = {1};
               }};
 }
 

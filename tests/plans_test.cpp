@@ -419,6 +419,7 @@ TEST_CASE("every kind of method: recorded steps are the eager ones, bad input ch
       eager->step();
       CHECK_FALSE(eager->measure(1)["finite"].get<bool>());
       CHECK(changes(before, snapshot(*eager)) == "");
+      eager->go_on();
     }
 
     // Another method that takes over the state goes on alike: nothing is missing from state().

@@ -264,10 +264,13 @@ void update_loss_scale(const Backend::UpdateLossScale& args) {
         args.counters.shape.text(), args.finite.shape.text());
   float* scale = args.scale.as<float>();
   int64_t* counters = args.counters.as<int64_t>();
-  if (*args.finite.as<int32_t>() == 0) {
+  int32_t* finite = args.finite.as<int32_t>();
+  if (*finite == 0) {
+    if (scale[0] <= args.smallest) return;
     scale[0] = std::max(scale[0] / 2, args.smallest);
     counters[0] = 0;
     ++counters[1];
+    *finite = 1;
   } else if (++counters[0] >= args.interval) {
     scale[0] = std::min(2 * scale[0], args.largest);
     counters[0] = 0;

@@ -265,13 +265,15 @@ struct EmaOp {
   }
 };
 
-KERNEL void update_loss_scale_kernel(float* scale, int64_t* counters, const int32_t* finite, int interval,
-                                     float smallest, float largest) {
+KERNEL void update_loss_scale_kernel(float* scale, int64_t* counters, int32_t* finite, int interval, float smallest,
+                                     float largest) {
   if (thread() > 0) return;
   if (*finite == 0) {
+    if (scale[0] <= smallest) return;
     scale[0] = max(scale[0] / 2, smallest);
     counters[0] = 0;
     ++counters[1];
+    *finite = 1;
   } else if (++counters[0] >= interval) {
     scale[0] = min(2 * scale[0], largest);
     counters[0] = 0;
