@@ -20,7 +20,8 @@ except ImportError:
     print("rival: skipped: PyTorch not present")
     sys.exit(77)
 import run  # noqa: E402
-from check import compare  # noqa: E402
+from check import BY_TENSOR, FLOOR, compare  # noqa: E402
+from corners import Reference, error  # noqa: E402
 from exchange import Exchange  # noqa: E402
 from harness import Setting, Unavailable, measure  # noqa: E402
 
@@ -66,7 +67,7 @@ class RivalTest(unittest.TestCase):
         self.assertEqual({row["quantity"] for row in rows}, quantities)
         for row in rows:
             print(f"{case}: {row['quantity']}: csml {row['csml']:.2g}, PyTorch {row['pytorch']:.2g}, allowed "
-                  f"{row['allowed']:.2g}")
+                  f"{row['allowed']:.2g}; moved {row.get('moved')}")
             self.assertTrue(row["passed"], row)
         for key in ("ms", "issue_ms", "memory_bytes", "memory_before_bytes", "memory_peak_bytes", "calls"):
             self.assertGreater(timing[key], 0, key)
@@ -77,10 +78,10 @@ class RivalTest(unittest.TestCase):
         """The comparison names just these quantities as wrong."""
         self.assertEqual({row["quantity"] for row in self.compare(case, exchange) if not row["passed"]}, wrong)
 
-    STEP = {"loss", "gradient", "parameters", "key parameters", "statistics", "key statistics", "keys"}
+    STEP = {"loss", "gradient", BY_TENSOR, "parameters", "key parameters", "statistics", "key statistics", "keys"}
 
     def test_supervised(self):
-        _, timing = self.check("resnet18_cifar", {"loss", "gradient", "parameters", "statistics"})
+        _, timing = self.check("resnet18_cifar", {"loss", "gradient", BY_TENSOR, "parameters", "statistics"})
         self.assertGreater(timing["images_per_second"], 0)
 
     def test_moco(self):
@@ -89,10 +90,35 @@ class RivalTest(unittest.TestCase):
         exchange.notes["key_momentum"] = 0.9  # the preset's is 0.99
         self.refuses("moco", exchange, {"key parameters"})
 
+    def test_a_wrong_gradient(self):
+        for layer in ("conv1.weight", "layer3.0.bn2.bias", "fc.2.bias"):  # 1 % too large in one tensor
+            exchange, _ = self.exchange("moco")
+            exchange[f"buffer/{layer}"].mul_(1.01)
+            wrong = [row["quantity"] for row in self.compare("moco", exchange) if not row["passed"]]
+            self.assertIn(BY_TENSOR, wrong, layer)
+        exchange, _ = self.exchange("moco")
+        exchange.notes["weight_decay"] = 0.0  # a term of every tensor's, the smallest there is
+        self.refuses("moco", exchange, {"gradient", BY_TENSOR, "parameters"})
+
+    def test_corners(self):
+        """A unit on the other side is forgiven where rounding can bring it there, and nowhere else."""
+        exchange, _ = self.exchange("moco")
+        reference = Reference(run.maker("moco", None, [], exchange), Setting("cpu", "fp64"))
+        floor, units = FLOOR["fp32"], len(reference.corners)
+        self.assertGreater(units, 0)
+        errors = []
+        for unit in (reference.corners[0], (10, 0)):
+            other, _ = reference.run((unit,))
+            self.assertGreater(error(other[BY_TENSOR], reference.results[BY_TENSOR]), 10 * floor)
+            right, moved = reference.beside(other, BY_TENSOR, floor)
+            errors.append(error(other[BY_TENSOR], right[BY_TENSOR]))
+        self.assertLess(errors[0], 1e-9)
+        self.assertGreater(errors[1], 10 * floor)
+
     def test_csml(self):
         exchange, _ = self.check("csml", self.STEP)
         exchange.notes["lambda"] -= 0.1
-        self.refuses("csml", exchange, {"loss", "gradient", "parameters"})
+        self.refuses("csml", exchange, {"loss", "gradient", BY_TENSOR, "parameters"})
 
     def test_info_nce(self):
         exchange, _ = self.check("info_nce", {"loss", "gradient"})

@@ -90,8 +90,8 @@ class Update:
         return self.scale >= before
 
     def buffers(self):
-        """The momentum buffers, flat: after the first step gradient + weight_decay * parameter."""
-        return flat(self.optimizer.state[p]["momentum_buffer"] for p in self.parameters)
+        """The momentum buffers: after the first step gradient + weight_decay * parameter."""
+        return [self.optimizer.state[p]["momentum_buffer"] for p in self.parameters]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from harness import Update, ema, flat
 from info_nce import info_nce
 from resnet import ResNet, load
-from supervised import like, statistics, statistics_like
+from supervised import gradient, like, of, statistics, statistics_like
 
 DEFAULTS = {"depth": 50, "stem": "imagenet", "width": 64, "dim": 128, "temperature": 0.2, "key_momentum": 0.999,
             "learning_rate": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "lambda": 0.75}
@@ -84,12 +84,12 @@ class Moco:
         return self.update.applied()
 
     def results(self, loss):
-        return {"loss": flat([loss]), "gradient": self.update.buffers(), "parameters": flat(self.query.parameters()),
+        return {"loss": flat([loss]), **gradient(self.update.buffers()), "parameters": flat(self.query.parameters()),
                 "key parameters": flat(self.key.parameters()), "statistics": statistics(self.query),
                 "key statistics": statistics(self.key), "keys": flat([self.queue[:self.count]])}
 
     def of_exchange(self, exchange):
-        return {"loss": flat([exchange["loss"]]), "gradient": like(self.query, exchange, "buffer/"),
+        return {"loss": flat([exchange["loss"]]), **gradient(of(self.query, exchange, "buffer/")),
                 "parameters": like(self.query, exchange, "after/"),
                 "key parameters": like(self.key, exchange, "key/"),
                 "statistics": statistics_like(self.query, exchange, "after/"),

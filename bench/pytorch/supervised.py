@@ -38,19 +38,29 @@ class Supervised:
         return self.update.applied()
 
     def results(self, loss):
-        return {"loss": flat([loss]), "gradient": self.update.buffers(), "parameters": flat(self.model.parameters()),
+        return {"loss": flat([loss]), **gradient(self.update.buffers()), "parameters": flat(self.model.parameters()),
                 "statistics": statistics(self.model)}
 
     def of_exchange(self, exchange):
         """The other side's results under the same names."""
-        return {"loss": flat([exchange["loss"]]), "gradient": like(self.model, exchange, "buffer/"),
+        return {"loss": flat([exchange["loss"]]), **gradient(of(self.model, exchange, "buffer/")),
                 "parameters": like(self.model, exchange, "after/"),
                 "statistics": statistics_like(self.model, exchange, "after/")}
 
 
+def of(model, exchange, prefix):
+    """An exchange's tensors in the order of a network's parameters."""
+    return [exchange[prefix + name] for name, _ in model.named_parameters()]
+
+
 def like(model, exchange, prefix):
-    """An exchange's tensors in the order of a network's parameters, flat."""
-    return flat(exchange[prefix + name] for name, _ in model.named_parameters())
+    return flat(of(model, exchange, prefix))
+
+
+def gradient(tensors):
+    """As one quantity and tensor by tensor."""
+    pieces = [flat([t]) for t in tensors]
+    return {"gradient": torch.cat(pieces), "gradient by tensor": pieces}
 
 
 def statistics(model):
