@@ -47,6 +47,9 @@ const Base& find_base(const std::string& name);
 /// What the configured method trains or, for csml, builds on.
 const Base& base_of(const MethodConfig& config);
 
+/// Whether the loss against a queue is the streaming kernel's (info_nce), which never holds the [B,K] logits: the
+/// authors' form, every row of the queue a negative. It takes the queue in the type that the network computes in.
+bool streams_queue(const MethodConfig& config);
 /// The multi-positive contrastive loss against in.bank in the form of method.form, with method.queue_filter: shared by
 /// the bases that have negatives.
 Var contrastive_loss(const LossInput& in);

@@ -48,7 +48,8 @@ std::string plan_text(const Config& config) {
   // q, k, gradient, momentum; 16-bit copies of q and k
   const double state = static_cast<double>(parameters) * (4 * 4 + (half ? 2 * 2 : 0)) / mib;
   const auto queues = static_cast<int64_t>(base.negatives == Base::Negatives::queue ? levels.size() : 0);
-  const double queue = static_cast<double>(queues * config.method.queue * config.model.dim) * 4 / mib;
+  // 16 bits: a rounded copy for the loss
+  const double queue = static_cast<double>(queues * config.method.queue * config.model.dim) * (half ? 6 : 4) / mib;
   const int64_t steps = train->size() / batch;
   std::string text;
   text += cat("data        {}\n", train->describe());

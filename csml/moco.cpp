@@ -10,13 +10,15 @@ namespace {
 
 Var loss(const LossInput& in) {
   const MethodConfig& m = in.config.method;
-  if (m.form != "csml" || m.queue_filter < 1) return contrastive_loss(in);
-  std::vector<Tensor> positives;  // the streaming kernel never holds the B x K logits
+  if (!streams_queue(m)) return contrastive_loss(in);
+  std::vector<Tensor> positives;
   for (const Var& positive : in.positives) positives.push_back(positive.value());
   return info_nce(in.anchor, positives, in.weights, in.bank.value(), static_cast<float>(m.temperature), in.similarity);
 }
 
 }  // namespace
+
+bool streams_queue(const MethodConfig& config) { return config.form == "csml" && config.queue_filter >= 1; }
 
 Base moco_base() {
   return {.name = "moco",

@@ -156,11 +156,14 @@ const Tensor& Siamese::weights_of(Plan::Weights weights) const {
 
 Var Siamese::bank(const Level& level, size_t level_index, int direction) {
   if (base_.negatives == Base::Negatives::none) return {};
-  if (base_.negatives == Base::Negatives::queue) return Var(queues_[level_index].rows());
+  if (base_.negatives == Base::Negatives::queue && !(compute_ != DType::f32 && streams_queue(config_.method)))
+    return Var(queues_[level_index].rows());
   const bool both = base_.negatives == Base::Negatives::anchors_and_keys;
   Var& made = banks_[{level.stage, both ? 0 : direction}];
   if (made) return made;
-  if (both) {
+  if (base_.negatives == Base::Negatives::queue) {
+    made = cast(Var(queues_[level_index].rows()), compute_);
+  } else if (both) {
     made = concat_rows({gather_keys(anchor_embedding(level, Plan::kQ)), gather_keys(key_embedding(level, Plan::kK))});
   } else {
     made = gather_keys(key_embedding(level, direction == 0 ? Plan::kK : Plan::kQ));

@@ -187,15 +187,18 @@ Var batch_norm_inference(const Var& x, const Var& gamma, const Var& beta, const 
 Var info_nce(const Var& query, const std::vector<Tensor>& positives, const Tensor& weights, const Tensor& queue,
              float temperature, Similarity* similarity) {
   Device& device = query.value().device();
+  const auto rounded = [&](const Tensor& x) { return cast(Var(x), queue.dtype()).value(); };
+  const Tensor anchors = rounded(query.value());
   Tensor loss(device, {1}), dquery;
-  if (query.requires_grad()) dquery = like(query.value());
+  if (query.requires_grad()) dquery = like(anchors);
+  std::vector<Tensor> held;  // until the call
   ConstViews list;
-  for (const Tensor& positive : positives) list.push_back(positive);
+  for (const Tensor& positive : positives) list.push_back(held.emplace_back(rounded(positive)));
   if (similarity && !similarity->positive) {
     similarity->positive = Tensor(device, {static_cast<int64_t>(positives.size())});
     similarity->negative = Tensor(device, {1});
   }
-  backend(loss).info_nce({.query = query.value(),
+  backend(loss).info_nce({.query = anchors,
                           .positives = list,
                           .weights = weights,
                           .queue = queue,

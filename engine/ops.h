@@ -52,6 +52,8 @@ struct Similarity {
 };
 /// Multi-positive InfoNCE of unit rows, -> scalar [1]. query [B,D]; positives P x [B,D] (no gradient); weights [P];
 /// queue [K,D] as it is now: the value and the gradient are computed together, so a later write to the queue is safe.
+/// query and positives are rounded to the queue's type: with bf16 or f16 the products run on the tensor cores, sums in
+/// f32, and the gradient for an upstream of 1 is rounded before it is scaled in f32.
 Var info_nce(const Var& query, const std::vector<Tensor>& positives, const Tensor& weights, const Tensor& queue,
              float temperature, Similarity* similarity = nullptr);
 /// [P,B] with y[j,i] = query[i] . positives[j][i]. query and each positive [B,D]; gradients reach all of them.

@@ -1,10 +1,13 @@
 // Training in 16 bits: whole steps of MoCo and CsMl against PyTorch in fp64, recorded against eager steps, and the
 // scaling of the loss. Runs on the CUDA kernels: on the host, or on a card with CSML_TEST_BACKEND=cuda:N.
+#include <set>
+
 #include "csml/train_loop.h"
 #include "engine/checkpoint.h"
 #include "engine/log.h"
 #include "engine/step.h"
 #include "kernels/half.h"
+#include "tests/simt/simt_backend.h"
 
 #include "tests/backend.h"
 #include "tests/method_fixture.h"
@@ -115,7 +118,61 @@ TEST_CASE("MoCo and CsMl steps in 16 bits are PyTorch's in fp64, to rounding") {
   compare_step("moco", "bf16", {.loss = 2e-2, .gradient = 0.6, .keys = 2e-2, .query = 4e-3, .momentum_encoder = 5e-4});
   compare_step("csml", "bf16", {.loss = 3e-3, .gradient = 0.4, .keys = 1e-2, .query = 1e-3, .momentum_encoder = 5e-4});
   compare_step("moco", "fp16", {.loss = 4e-4, .gradient = 0.2, .keys = 3e-3, .query = 2e-3, .momentum_encoder = 6e-5});
-  compare_step("csml", "fp16", {.loss = 1e-4, .gradient = 0.2, .keys = 2e-3, .query = 3e-4, .momentum_encoder = 6e-5});
+  compare_step("csml", "fp16", {.loss = 2e-4, .gradient = 0.2, .keys = 2e-3, .query = 3e-4, .momentum_encoder = 6e-5});
+}
+
+namespace {
+
+/// Notes what InfoNCE multiplies.
+class Watching final : public SimtBackend {
+ public:
+  void info_nce(const InfoNce& args) override {
+    for (const ConstView& v : {args.query, args.queue, args.positives[0]}) types.insert(v.dtype);
+    SimtBackend::info_nce(args);
+  }
+  std::set<DType> types;
+};
+
+}  // namespace
+
+TEST_CASE("the loss multiplies embeddings and queue in 16 bits; queue and gradient stay f32") {
+  for (const auto& [precision, type] :
+       {std::pair{"fp32", DType::f32}, std::pair{"bf16", DType::bf16}, std::pair{"fp16", DType::f16}}) {
+    auto backend = std::make_unique<Watching>();
+    const Watching& watching = *backend;
+    Device device(std::move(backend));
+    const auto method = make(device, config_in("csml", precision));
+    one_step(*method, simple(device, view_names("csml")));
+    CHECK(watching.types == std::set<DType>{type});
+    CHECK(method->queue().rows().dtype() == DType::f32);
+  }
+}
+
+TEST_CASE("InfoNCE against a queue in 16 bits is that of the rounded rows") {
+  const auto device = open_gpu();
+  const auto rows = [&](int64_t n, float shift) {
+    std::vector<float> values(static_cast<size_t>(n * 24));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = std::sin(0.37f * static_cast<float>(i * i % 1009) + shift);
+    return l2_normalize(Var(Tensor::from(*device, {n, 24}, values))).value();
+  };
+  const Tensor weights = Tensor::from(*device, {2}, std::vector<float>{0.7f, 0.3f});
+  for (const auto& [type, rounding] : {std::pair{DType::bf16, 1.f / 256}, std::pair{DType::f16, 1.f / 2048}}) {
+    const auto rounded = [&](const Tensor& x) { return cast(cast(Var(x), type), DType::f32).value(); };
+    const auto evaluate = [&](const Tensor& query, const std::vector<Tensor>& positives, const Tensor& queue) {
+      const Var anchor = Var::leaf(query, Tensor::full(*device, query.shape(), 0.f));
+      const Var loss = info_nce(anchor, positives, weights, queue, 0.2f);
+      loss.backward(Tensor::from(*device, {1}, std::vector<float>{1048576}));  // beyond f16 once scaled
+      return std::pair{loss.value().host<float>()[0], anchor.grad()};
+    };
+    const Tensor query = rows(9, 0), queue = rows(50, 1);
+    const std::vector<Tensor> positives{rows(9, 2), rows(9, 3)};
+    const auto [loss, gradient] = evaluate(query, positives, cast(Var(queue), type).value());
+    const auto [want, exact] = evaluate(rounded(query), {rounded(positives[0]), rounded(positives[1])}, rounded(queue));
+    CHECK(loss == doctest::Approx(want).epsilon(1e-5));
+    CHECK(gradient.dtype() == DType::f32);
+    CHECK(relative_difference(gradient, exact) < rounding);
+    CHECK(relative_difference(gradient, exact) > 1e-6);
+  }
 }
 
 TEST_CASE("networks compute with the rounded master parameters, which gradients of their own type never touch") {
