@@ -17,11 +17,6 @@ using namespace csml::test;
 
 namespace {
 
-std::unique_ptr<Device> open_gpu() {
-  const std::string spec = backend_under_test();
-  return open_backend(spec == "cpu" ? "simt" : spec);
-}
-
 const char* const kHalves[] = {"bf16", "fp16"};
 
 /// Half the distance of neighbouring numbers of a 16-bit type, to their size.
@@ -35,7 +30,7 @@ std::unique_ptr<BenchWork> make_work(Device& device, const WorkOptions& o) {
 class Told {
  public:
   explicit Told(const WorkOptions& options) {
-    const auto device = open_gpu();
+    const auto device = open_cuda_kernels();
     const auto work = make_work(*device, options);
     CHECK(work->about()["precision"] == options.precision);
     Exchange exchange;
