@@ -294,7 +294,8 @@ Command bench_command(CLI::App& app) {
   app.add_flag("--given", o->work.given,
                "Of --step moco and csml: normalised images that are on the device already, instead of uploading and "
                "augmenting crops of --data");
-  app.add_option("--precision", o->work.precision, "Of --step: fp32 | bf16 | fp16 [the preset's, fp32]")
+  app.add_option("--precision", o->work.precision,
+                 "Of --step and --part: fp32, on a GPU also bf16 | fp16 [the preset's, fp32]")
       ->type_name("NAME");
   app.add_option("--loader", o->loader, "Two augmented views of each image of a data set")->type_name("SPEC");
   app.add_option("--knn", o->knn, "k-NN of random features: N training, M test, D dimensions, the K nearest vote")

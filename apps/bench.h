@@ -59,16 +59,23 @@ class BenchWork {
 
 /// What `--step` and `--part` are told.
 struct WorkOptions {
-  std::string name, preset = "cifar10-small", data = "synthetic:shapes", precision;
-  std::vector<std::string> set;  // KEY=VALUE
-  std::vector<int64_t> size;     // of a part
-  int batch = 0;                 // 0: the default
-  double buckets = 0;            // MiB of bench_buckets(); 0: none
-  bool given = false;            // normalised images that are on the device already
+  std::string name{}, preset = "cifar10-small", data = "synthetic:shapes";
+  std::string precision{};         // fp32 | bf16 | fp16; empty: the preset's, fp32
+  std::vector<std::string> set{};  // KEY=VALUE
+  std::vector<int64_t> size{};     // of a part
+  int batch = 0;                   // 0: the default
+  double buckets = 0;              // MiB of bench_buckets(); 0: none
+  bool given = false;              // normalised images that are on the device already
 };
 
+/// The precision of what has no preset: as asked, else fp32.
+inline std::string bench_precision(const WorkOptions& options) {
+  return options.precision.empty() ? "fp32" : options.precision;
+}
+
 /// Supervised steps on random images: resnet50 (224 px), resnet18, resnet18_cifar (32 px). Steps of a method: moco,
-/// csml; by a preset on the first batch of a data set, or on given images. Throws UsageError.
+/// csml; by a preset on the first batch of a data set, or on given images. Throws UsageError, also for 16 bits on the
+/// CPU.
 std::unique_ptr<BenchWork> make_step(Device& device, const WorkOptions& options);
 
 /// The supervised step with its gradients' reductions in buckets of options.buckets MiB, each replaced by a copy of
@@ -76,10 +83,13 @@ std::unique_ptr<BenchWork> make_step(Device& device, const WorkOptions& options)
 nlohmann::json bench_buckets(Device& device, const WorkOptions& options, const BenchOptions& bench,
                              const Timing& without);
 
-/// Parts of a step, by size (UsageError for another number of sizes):
-///   info_nce  B,K,D,P   multi-positive InfoNCE of B queries, K queue rows, D dimensions, P positives, and its gradient
-///   top_k     M,N,D,K   the K nearest of N rows for each of M queries
-///   commit    N         finite check, SGD with momentum and momentum encoder over N parameters
+/// Parts of a step, by size (UsageError for another number of sizes, and for 16 bits on the CPU):
+///   info_nce  B,K,D,P   multi-positive InfoNCE of B queries, K queue rows, D dimensions, P positives, and its
+///   gradient;
+///                       in 16 bits all rows are in that type, the loss and the gradient that is kept are f32
+///   top_k     M,N,D,K   the K nearest of N rows for each of M queries; in 16 bits all rows are, scores are f32
+///   commit    N         finite check, SGD with momentum and momentum encoder over N parameters; in 16 bits also the
+///                       copies of both that networks read, in fp16 gradients are scaled by 65536 and the scale is kept
 std::unique_ptr<BenchWork> make_part(Device& device, const WorkOptions& options);
 
 /// `count` standard normal values; element i is draw (i + 7919 offset) mod 1048573 of one stream, so that large arrays

@@ -3,6 +3,7 @@
 #include "csml/encoder.h"
 #include "engine/ops.h"
 #include "engine/optim.h"
+#include "engine/precision.h"
 #include "engine/step.h"
 
 namespace csml {
@@ -18,31 +19,36 @@ std::vector<int64_t> sizes(const WorkOptions& o, std::vector<int64_t> otherwise,
 /// A part whose run is one recorded step.
 class Part : public BenchWork {
  public:
-  Part(Device& device, nlohmann::json about)
-      : device_(device), about_(std::move(about)), step_(device, [this] { run_once(); }) {}
+  Part(Device& device, const std::string& precision, nlohmann::json about)
+      : device_(device),
+        compute_(compute_type(precision, device)),
+        about_(std::move(about)),
+        step_(device, [this] { run_once(); }) {
+    about_["precision"] = precision;
+  }
   void run() override { step_.run(); }
   int64_t calls() const override { return step_.calls(); }
   nlohmann::json about() const override { return about_; }
 
  protected:
   virtual void run_once() = 0;
+  /// In the element type of this part.
+  Tensor computed(const Tensor& x) const { return cast(Var(x), compute_).value(); }
 
   Device& device_;
-  const nlohmann::json about_;
+  const DType compute_;
 
  private:
+  nlohmann::json about_;
   Step step_;
 };
 
+/// The gradient is d loss / d query for an upstream gradient of 1: no loss scale, which would come after its rounding.
 class InfoNcePart final : public Part {
  public:
-  InfoNcePart(Device& device, int64_t b, int64_t k, int64_t d, int64_t p)
-      : Part(device, {{"case", "info_nce"},
-                      {"queries", b},
-                      {"queue_rows", k},
-                      {"dim", d},
-                      {"positives", p},
-                      {"precision", "fp32"}}),
+  InfoNcePart(Device& device, const std::string& precision, int64_t b, int64_t k, int64_t d, int64_t p)
+      : Part(device, precision,
+             {{"case", "info_nce"}, {"queries", b}, {"queue_rows", k}, {"dim", d}, {"positives", p}}),
         queue_(unit_rows(k, d, 0)),
         weights_(Tensor::full(device, {p}, 1.f / static_cast<float>(p))),
         loss_(Tensor::full(device, {1}, 0.f)) {
@@ -69,7 +75,7 @@ class InfoNcePart final : public Part {
   static constexpr float kTemperature = 0.2f;
 
   Tensor unit_rows(int64_t n, int64_t d, int64_t offset) const {
-    return l2_normalize(Var(Tensor::from(device_, Shape{n, d}, bench_noise(n * d, offset)))).value();
+    return computed(l2_normalize(Var(Tensor::from(device_, Shape{n, d}, bench_noise(n * d, offset)))).value());
   }
   void run_once() override {
     query_.mark_unwritten();
@@ -87,9 +93,8 @@ class InfoNcePart final : public Part {
 /// implementation finds the same rows, ties included.
 class TopKPart final : public Part {
  public:
-  TopKPart(Device& device, int64_t m, int64_t n, int64_t d, int64_t k)
-      : Part(device,
-             {{"case", "top_k"}, {"queries", m}, {"rows", n}, {"dim", d}, {"nearest", k}, {"precision", "fp32"}}),
+  TopKPart(Device& device, const std::string& precision, int64_t m, int64_t n, int64_t d, int64_t k)
+      : Part(device, precision, {{"case", "top_k"}, {"queries", m}, {"rows", n}, {"dim", d}, {"nearest", k}}),
         k_(static_cast<int>(k)),
         queries_(quarters(m, d, 0)),
         rows_(quarters(n, d, 1)) {
@@ -117,7 +122,7 @@ class TopKPart final : public Part {
     Random random(0, Purpose::test, 2, stream);
     std::vector<float> values(static_cast<size_t>(n * d));
     for (float& v : values) v = static_cast<float>(random.below(9)) / 4 - 1;
-    return Tensor::from(device_, {n, d}, values);
+    return computed(Tensor::from(device_, {n, d}, values));
   }
   void run_once() override {
     const TopKResult found = top_k(queries_, rows_, k_, exclude_);
@@ -132,19 +137,22 @@ class TopKPart final : public Part {
 /// What ends a step (Siamese::commit), without running statistics and queue.
 class CommitPart final : public Part {
  public:
-  CommitPart(Device& device, int64_t n)
-      : Part(device, {{"case", "commit"}, {"parameters", n}, {"precision", "fp32"}}),
+  CommitPart(Device& device, const std::string& precision, int64_t n)
+      : Part(device, precision, {{"case", "commit"}, {"parameters", n}}),
         params_(device),
         key_(device),
         learning_rate_(Tensor::full(device, {1}, 0.03f)),
         key_momentum_(Tensor::full(device, {1}, 0.999f)),
-        finite_(Tensor::from(device, {1}, std::vector<int32_t>{1})) {
+        finite_(Tensor::from(device, {1}, std::vector<int32_t>{1})),
+        loss_scale_(device, compute_, {}) {
     for (Params* p : {&params_, &key_}) {
       p->add("parameters", {n}, Init::normal(0.01f));
-      p->build(0, true);
+      p->build(0, true, compute_);
     }
     optimizer_ = Optimizer::make(params_, {.kind = "sgd", .momentum = kMomentum, .weight_decay = kWeightDecay});
-    params_.grad().span(0, {n}).upload(bench_noise(n, 3));
+    std::vector<float> gradient = bench_noise(n, 3);
+    for (float& g : gradient) g *= static_cast<float>(loss_scale_.read().scale);
+    params_.grad().span(0, {n}).upload(gradient);
   }
 
   void put_inputs(Exchange& exchange) override {
@@ -153,11 +161,16 @@ class CommitPart final : public Part {
     exchange.note("weight_decay", kWeightDecay);
     exchange.note("key_momentum", 0.999);
     exchange.put("parameters", params_.master());
-    exchange.put("gradient", params_.grad());
+    const Tensor unscaled = Tensor::full(device_, params_.grad().shape(), 0.f);
+    accumulate(params_.grad(), unscaled, static_cast<float>(1 / loss_scale_.read().scale));
+    exchange.put("gradient", unscaled);
   }
   bool put_results(Exchange& exchange) override {
     exchange.put("after", params_.master());
     exchange.put("key", key_.master());
+    if (compute_ == DType::f32) return true;
+    exchange.put("after.copy", params_.compute());
+    exchange.put("key.copy", key_.compute());
     return true;
   }
 
@@ -166,29 +179,33 @@ class CommitPart final : public Part {
 
   void run_once() override {
     all_finite(params_.grad(), finite_);
-    optimizer_->step(
-        {.learning_rate = learning_rate_, .finite = finite_, .average = &key_, .average_momentum = key_momentum_});
+    optimizer_->step({.learning_rate = learning_rate_,
+                      .finite = finite_,
+                      .inverse_scale = loss_scale_.inverse(),
+                      .average = &key_,
+                      .average_momentum = key_momentum_});
+    loss_scale_.update(finite_);
   }
 
   Params params_, key_;
   std::unique_ptr<Optimizer> optimizer_;
   Tensor learning_rate_, key_momentum_, finite_;
+  const LossScale loss_scale_;
 };
 
 }  // namespace
 
 std::unique_ptr<BenchWork> make_part(Device& device, const WorkOptions& o) {
-  if (!o.precision.empty() && o.precision != "fp32")
-    throw UsageError(cat("--precision {}: parts run in fp32", o.precision));
+  const std::string precision = bench_precision(o);
   if (o.name == "info_nce") {
     const auto s = sizes(o, {256, 65536, 128, 1}, "queries, queue rows, dimensions, positives");
-    return std::make_unique<InfoNcePart>(device, s[0], s[1], s[2], s[3]);
+    return std::make_unique<InfoNcePart>(device, precision, s[0], s[1], s[2], s[3]);
   }
   if (o.name == "top_k") {
     const auto s = sizes(o, {256, 65536, 128, 5}, "queries, rows, dimensions, nearest");
-    return std::make_unique<TopKPart>(device, s[0], s[1], s[2], s[3]);
+    return std::make_unique<TopKPart>(device, precision, s[0], s[1], s[2], s[3]);
   }
-  return std::make_unique<CommitPart>(device, sizes(o, {28000000}, "parameters")[0]);
+  return std::make_unique<CommitPart>(device, precision, sizes(o, {28000000}, "parameters")[0]);
 }
 
 }  // namespace csml

@@ -9,6 +9,7 @@
 #include "engine/buckets.h"
 #include "engine/comm_rehearsal.h"
 #include "engine/optim.h"
+#include "engine/precision.h"
 #include "engine/step.h"
 
 namespace csml {
@@ -21,7 +22,10 @@ Tensor noise_images(Device& device, int64_t batch, int64_t size, int64_t channel
   return Tensor::from(device, shape, bench_noise(shape.size(), offset));
 }
 
-/// One supervised step of a ResNet: forward, cross entropy, backward, SGD with momentum, running statistics.
+/// One supervised step of a ResNet: forward, cross entropy, backward, SGD with momentum, running statistics. In 16 bits
+/// what PyTorch's autocast does, and in fp16 its gradient scaler: images, activations and the weights of convolutions
+/// and of the linear layer are in that type; batch norm's statistics and parameters, the bias, the loss, the master
+/// weights, their gradients and SGD are f32. A step whose scaled gradient overflows changes nothing but the scale.
 class SupervisedStep final : public BenchWork {
  public:
   /// With a communicator: gradients are reduced in buckets of at least bucket_bytes during backward.
@@ -32,19 +36,22 @@ class SupervisedStep final : public BenchWork {
                         .width = 64,
                         .in_channels = 3},
                        is_small(options) ? 32 : 224, is_small(options) ? 10 : 1000,
-                       options.batch ? options.batch : (is_small(options) ? 64 : 16)) {
+                       options.batch ? options.batch : (is_small(options) ? 64 : 16), bench_precision(options)) {
     if (comm) buckets_.emplace(params_, *comm, bucket_bytes);
   }
   SupervisedStep(Device& device, const std::string& name, const ResNetOptions& network, int64_t size, int64_t classes,
-                 int64_t batch)
+                 int64_t batch, const std::string& precision)
       : name_(name),
+        precision_(precision),
         network_(network),
         batch_(batch),
         params_(device),
         trunk_(params_, network),
         head_(params_, "fc", trunk_.feature_dim(), classes),
+        loss_scale_(device, compute_type(precision, device), {}),
+        finite_(Tensor::from(device, {1}, std::vector<int32_t>{1})),
         step_(device, [this] { run_once(); }) {
-    params_.build(0, true);
+    params_.build(0, true, compute_type(precision, device));
     optimizer_ = Optimizer::make(params_, {.kind = "sgd", .momentum = kMomentum, .weight_decay = kWeightDecay});
     Random random(0, Purpose::test);
     std::vector<int32_t> classes_of(static_cast<size_t>(batch));
@@ -67,6 +74,7 @@ class SupervisedStep final : public BenchWork {
     exchange.put("before/", params_);
   }
   bool put_results(Exchange& exchange) override {
+    if (finite_.host<int32_t>()[0] == 0) return false;
     exchange.put("loss", loss_);
     exchange.put("buffer/", params_, optimizer_->state().at(0).second);
     exchange.put("after/", params_);
@@ -77,7 +85,7 @@ class SupervisedStep final : public BenchWork {
   size_t bucket_count() const { return buckets_ ? buckets_->count() : 0; }
   int64_t calls() const override { return step_.calls(); }
   nlohmann::json about() const override {
-    return {{"case", name_},           {"batch", batch_},         {"precision", "fp32"},
+    return {{"case", name_},           {"batch", batch_},         {"precision", precision_},
             {"depth", network_.depth}, {"width", network_.width}, {"stem", network_.cifar_stem ? "cifar" : "imagenet"}};
   }
 
@@ -86,21 +94,24 @@ class SupervisedStep final : public BenchWork {
 
   static bool is_small(const WorkOptions& options) { return options.name != "resnet50"; }
   void run_once() {
-    const Stages stages = trunk_(Var(images_), {.training = true, .groups = 1, .statistics = statistics_});
+    const Var x = cast(Var(images_), params_.compute_type());
+    const Stages stages = trunk_(x, {.training = true, .groups = 1, .statistics = statistics_});
     const Var loss = cross_entropy(head_(stages.pooled), labels_);
     copy(loss.value(), loss_);
     if (buckets_) {
-      buckets_->backward(loss);
+      buckets_->backward(loss, loss_scale_.seed());
     } else {
       params_.begin_gradients();
-      loss.backward();
+      loss.backward(loss_scale_.seed());
       params_.finish_gradients();
     }
-    optimizer_->step({.learning_rate = learning_rate_});
-    ema(statistics_, params_.buffers(), statistics_momentum_);
+    if (loss_scale_) all_finite(params_.grad(), finite_);  // elsewhere PyTorch does not look either
+    optimizer_->step({.learning_rate = learning_rate_, .finite = finite_, .inverse_scale = loss_scale_.inverse()});
+    ema(statistics_, params_.buffers(), statistics_momentum_, finite_);
+    loss_scale_.update(finite_);
   }
 
-  const std::string name_;
+  const std::string name_, precision_;
   const ResNetOptions network_;
   const int64_t batch_;
   Params params_;
@@ -108,7 +119,8 @@ class SupervisedStep final : public BenchWork {
   Linear head_;
   std::optional<GradientBuckets> buckets_;
   std::unique_ptr<Optimizer> optimizer_;
-  Tensor images_, labels_, learning_rate_, statistics_momentum_, loss_, statistics_;
+  const LossScale loss_scale_;
+  Tensor images_, labels_, learning_rate_, statistics_momentum_, loss_, statistics_, finite_;
   Step step_;
 };
 
@@ -286,8 +298,6 @@ std::unique_ptr<BenchWork> make_step(Device& device, const WorkOptions& o) {
     const auto data = open_dataset(o.data);
     return std::make_unique<TrainingStep>(device, o, recipe(o, data->channels()), *data);
   }
-  if (!o.precision.empty() && o.precision != "fp32")
-    throw UsageError(cat("--precision {}: supervised steps run in fp32", o.precision));
   return std::make_unique<SupervisedStep>(device, o);
 }
 

@@ -3,17 +3,36 @@
 #include <algorithm>
 #include <fstream>
 
+#include "engine/json.h"
+
 namespace csml {
+
+std::set<std::string> bad_paths_in(const std::filesystem::path& file,
+                                   const std::function<void(const std::string& line)>& warn) {
+  std::set<std::string> paths;
+  int64_t number = 0, first = 0, wrong = 0;
+  std::ifstream lines(file);
+  for (std::string line; std::getline(lines, line);) {
+    ++number;
+    const nlohmann::json entry = parse_json(line);
+    const auto path = entry.find("path");  // end() of what is no object
+    if (path != entry.end() && path->is_string())
+      paths.insert(path->get<std::string>());
+    else if (++wrong == 1)
+      first = number;
+  }
+  if (wrong > 0)
+    warn(cat("{}: {} of {} lines name no file, the first is line {}; they are left out", file.string(), wrong, number,
+             first));
+  return paths;
+}
 
 RunLog::RunLog(const std::filesystem::path& out, Device& device, Comm& comm, const Position& at)
     : device_(device), comm_(comm), out_(out), at_(at) {
   if (comm.rank() != 0) return;
   metrics_.emplace(out / "metrics.jsonl");
   bad_images_.emplace(out / "bad_images.jsonl");
-  std::ifstream named(bad_images_->path());
-  for (std::string line; std::getline(named, line);)
-    if (const auto entry = nlohmann::json::parse(line, nullptr, false); entry.is_object())
-      bad_paths_.insert(entry.value("path", std::string()));
+  bad_paths_ = bad_paths_in(bad_images_->path(), log_warn);
 }
 
 void RunLog::write(nlohmann::json line) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -13,6 +14,11 @@
 #include "engine/log.h"
 
 namespace csml {
+
+/// The files that bad_images.jsonl names; none where it is absent. Lines that are no object with a text "path" are left
+/// out and told to `warn` in one line, with the number of the first.
+std::set<std::string> bad_paths_in(const std::filesystem::path& file,
+                                   const std::function<void(const std::string& line)>& warn);
 
 class RunLog {
  public:

@@ -2,13 +2,6 @@
 
 namespace csml {
 
-namespace {
-
-/// Gradients of parameters in ops that have several: an absent Sink becomes an absent View.
-View view_of(const Sink& sink) { return sink ? View(sink.tensor) : View{}; }
-
-}  // namespace
-
 Var conv2d(const Var& x, const Var& w, int stride, int pad) {
   const Shape& xs = x.shape();
   const Shape& ws = w.shape();

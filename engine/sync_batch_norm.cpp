@@ -11,8 +11,6 @@ Tensor gathered(const Tensor& mine, const RankSpan& span) {
   return all.rows(span.first, span.count);
 }
 
-View view_of(const Sink& sink) { return sink ? View(sink.tensor) : View{}; }
-
 }  // namespace
 
 Var sync_batch_norm(const Var& x, const Var& gamma, const Var& beta, const Var& residual,

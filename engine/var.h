@@ -21,6 +21,8 @@ struct Sink {
   Write write = Write::overwrite;
   explicit operator bool() const { return static_cast<bool>(tensor); }
 };
+/// The gradient's array as an op's argument that may be absent.
+inline View view_of(const Sink& sink) { return sink ? View(sink.tensor) : View{}; }
 
 class Var {
  public:

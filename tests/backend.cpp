@@ -17,4 +17,9 @@ std::unique_ptr<Device> open_backend(const std::string& spec) {
 
 std::unique_ptr<Device> open_backend() { return open_backend(backend_under_test()); }
 
+std::unique_ptr<Device> open_cuda_kernels() {
+  const std::string spec = backend_under_test();
+  return open_backend(spec == "cpu" ? "simt" : spec);
+}
+
 }  // namespace csml::test

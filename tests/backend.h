@@ -13,5 +13,7 @@ namespace csml::test {
 std::string backend_under_test();
 std::unique_ptr<Device> open_backend();
 std::unique_ptr<Device> open_backend(const std::string& spec);
+/// The CUDA kernels, which take 16 bits: on the host, where backend_under_test() is the CPU.
+std::unique_ptr<Device> open_cuda_kernels();
 
 }  // namespace csml::test

@@ -35,14 +35,24 @@ TEST_CASE("writer: start() returns while the write goes on; acquire() and finish
   CheckpointWriter writer(3600);
   Gate gate;
   CHECK(writer.acquire() < 3600);
-  writer.start(7, gate.write("a"));
+  std::atomic<bool> written{false};
+  writer.start(7, [&, write = gate.write("a")] {
+    const std::filesystem::path folder = write();
+    written = true;
+    return folder;
+  });
   CHECK(writer.outcomes().empty());  // it cannot have ended: its gate is shut
   CHECK(contains(error_of([&] { writer.start(8, gate.write("b")); }), "step 8 while that of step 7"));
-  std::thread opener([&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  // The gate opens late, or as soon as acquire() has returned without waiting for it.
+  std::promise<void> returned;
+  std::thread opener([&, early = returned.get_future()] {
+    early.wait_for(std::chrono::milliseconds(50));
     gate.opens.set_value();
   });
-  CHECK(writer.acquire() > 0.01);
+  const double waited = writer.acquire();
+  CHECK(written);
+  CHECK(waited > 0);
+  returned.set_value();
   opener.join();
   const auto outcomes = writer.outcomes();
   REQUIRE(outcomes.size() == 1);

@@ -56,6 +56,10 @@ class DeviceTest(unittest.TestCase):
                                       capture_output=True, text=True, env={**os.environ, **THREADS}, timeout=300)
                 self.assert_one_line(done, 2, f"precision {precision}", "--device cuda", "--precision fp32")
                 self.assertFalse(os.path.exists(out))
+            for work in (["--step", "resnet18_cifar"], ["--part", "commit"]):
+                done = subprocess.run([CSML, "bench", *work, "--device", "cpu", "--precision", precision],
+                                      capture_output=True, text=True, env={**os.environ, **THREADS}, timeout=300)
+                self.assert_one_line(done, 2, f"precision {precision}", "--device cuda", "--precision fp32")
 
     def test_no_such_card(self):
         done = bench("cuda:4096")

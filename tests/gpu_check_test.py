@@ -29,7 +29,13 @@ def option(name, otherwise=None):
 CSML = HEAD + """
 if "start" in faults:
     sys.exit(print("csml: libcublasLt.so.13 cannot be loaded", file=sys.stderr) or 1)
-if arguments[0] == "pretrain":
+if arguments[0] == "doctor":
+    ill = "doctor" in faults
+    print(json.dumps({"task": "doctor", "findings": [
+        {"check": "card", "health": "ok", "text": "found"}, {"check": "clock", "health": "warn", "text": "a minute off"},
+        {"check": "open files", "health": "fail" if ill else "ok", "text": "64"}]}))
+    sys.exit(ill)
+elif arguments[0] == "pretrain":
     out = option("--out")
     os.makedirs(out + "/checkpoints/step_1")
     eager = os.environ.get("CSML_EAGER") == "1"
@@ -49,6 +55,9 @@ else:
             "memory_bytes": 1000 + (0 if option("--part") else 9000), "memory_before_bytes": 900, "ops": []}
     if option("--step"):
         line["images_per_second"] = 256e3
+    if option("--buckets"):
+        exposed = faults.get("exposed", {"8": 0.2, "25": 0.05})[option("--buckets")]
+        line["buckets"] = {"mib": int(option("--buckets")), "count": 13, "copies_alone_ms": 0.4, "exposed_share": exposed}
     print(json.dumps(line))
 """
 KERNELS_TEST = HEAD + """
@@ -61,6 +70,17 @@ if "hang" in faults:
 if "kernels" in faults and "CSML_SYNC" not in os.environ:
     sys.exit(print("[doctest] test cases: 17 | 16 passed | 1 failed") or 1)
 print("[doctest] test cases: 17 | 17 passed")
+"""
+GOLDEN_TEST = HEAD + """
+assert os.environ["CSML_TEST_BACKEND"].startswith("cuda:")
+print("[doctest] doctest version")
+for precision in ("fp32", "tf32", "bf16", "fp16"):
+    if faults.get("golden_ends") == precision:
+        sys.exit(print("csml: out of memory", file=sys.stderr) or 1)
+    error = 0.2 if faults.get("golden") == precision else 1e-3
+    print(json.dumps({"kind": "golden", "method": "moco", "precision": precision, "quantity": "loss", "error": error,
+                      "allowed": 1e-2, "passed": error <= 1e-2}))
+sys.exit("golden" in faults)
 """
 PYTHON = HEAD + """
 if "import torch" in arguments[-1]:
@@ -107,6 +127,8 @@ class GpuCheckTest(unittest.TestCase):
         write(self.build / "csml", CSML)
         write(self.build / "kernels_test", KERNELS_TEST)
         write(self.build / "replay_test", KERNELS_TEST.replace("hang", "hang_replay"))
+        write(self.build / "precision_test", KERNELS_TEST.replace("hang", "hang_precision").replace("kernels", "precision"))
+        write(self.build / "precision_steps_test", GOLDEN_TEST)
         site = self.tmp / "site"
         for library in ("cudnn/lib/libcudnn.so.9", "cu13/lib/libcublasLt.so.13", "cu13/lib/libnvrtc.so.13"):
             write(site / "nvidia" / library, "")
@@ -142,7 +164,9 @@ class GpuCheckTest(unittest.TestCase):
         self.assertEqual((seen["cuda_of_driver"], seen["torch"]), ("13.0", "2.9.0"))
         self.assertEqual(len(seen["libraries"]["folders"]), 2)
         self.assertIn("nsys", self.row(seen, "idle time")["why"])
-        for beginning in ("every kernel", "compute-sanitizer", "replay = eager", "CPU = card", "InfoNCE: memory",
+        for beginning in ("csml doctor", "training in 16 bits", "golden steps in fp32", "golden steps in tf32",
+                          "golden steps in bf16", "golden steps in fp16", "exposed share", "every kernel",
+                          "compute-sanitizer", "replay = eager", "CPU = card", "InfoNCE: memory",
                           "peak memory"):
             self.assertEqual(self.row(seen, beginning)["state"], "pass", beginning)
         self.assertAlmostEqual(self.row(seen, "MoCo v2 step, batch 32")["ratio"], 9.0)  # to eager
@@ -151,6 +175,18 @@ class GpuCheckTest(unittest.TestCase):
         self.assertAlmostEqual(self.row(seen, "InfoNCE: memory")["ratio"], 100 / 99100)
         self.assertEqual({c["precision"] for c in seen["checks"] if c["work"] == "csml_b128"},
                          {"fp32", "tf32", "bf16", "fp16"})
+        self.assertEqual({c["precision"] for c in seen["checks"] if c["work"] == "resnet50_b256"},
+                         {"fp32", "tf32", "bf16", "fp16"})
+        for work in ("resnet50_b256", "info_nce_256", "top_k_256", "commit"):
+            self.assertLessEqual({"bf16", "fp16"}, {t["precision"] for t in seen["times"] if t["work"] == work and
+                                                    t["side"] == "csml" and "ms" in t}, work)
+        self.assertEqual([(b["mib"], b["precision"]) for b in seen["buckets"]], [(8, "fp16"), (25, "fp16")])
+        self.assertIn("5.0 % of 0.4 ms, 13 buckets of 25 MiB", self.row(seen, "exposed share")["csml"])
+        self.assertEqual({line["precision"] for line in seen["golden"]}, {"fp32", "tf32", "bf16", "fp16"})
+        self.assertIn("at most 0.10 of what is allowed", self.row(seen, "golden steps in tf32")["csml"])
+        doctor = self.row(seen, "csml doctor")
+        self.assertEqual((doctor["csml"], doctor["why"]), ("2 ok, 1 to look at, 0 that will fail", "clock: a minute off"))
+        self.assertEqual([s["stage"] for s in seen["stages"] if "precision" in s["stage"]], ["test_precision"])
         table = [line for line in (self.out / "gpu_check.md").read_text().splitlines() if line.startswith("|")]
         self.assertEqual(len(table), len(seen["rows"]) + 2)
         self.assertEqual({line.replace("\\|", "").count("|") for line in table}, {8})
@@ -164,6 +200,42 @@ class GpuCheckTest(unittest.TestCase):
         top = self.row(seen, "exact top-5 of 256 queries, 65,536 rows, dim 128")
         self.assertEqual((code, top["state"]), (4, "fail"))
         self.assertIn("**fail**", (self.out / "gpu_check.md").read_text())
+
+    def test_golden_steps(self):
+        only = ["--quick", "--stages", "start,golden"]
+        code, seen, _ = self.run_check(*only, golden="bf16")
+        self.assertEqual(code, 1)
+        self.assertEqual({p: self.row(seen, f"golden steps in {p}")["state"] for p in ("fp32", "tf32", "bf16", "fp16")},
+                         {"fp32": "pass", "tf32": "pass", "bf16": "fail", "fp16": "pass"})
+        self.assertIn("moco loss 0.2, allowed 0.01", self.row(seen, "golden steps in bf16")["why"])
+        code, seen, _ = self.run_check(*only, golden_ends="tf32")  # what it had not told by then is not passed
+        self.assertEqual((code, self.row(seen, "golden steps in fp32")["state"]), (1, "pass"))
+        for precision in ("tf32", "bf16", "fp16"):
+            self.assertEqual(self.row(seen, f"golden steps in {precision}")["state"], "fail")
+            self.assertIn("out of memory", self.row(seen, f"golden steps in {precision}")["why"])
+        (self.build / "precision_steps_test").unlink()
+        (self.build / "precision_test").unlink()
+        code, seen, _ = self.run_check("--quick", "--stages", "start,golden,test_")
+        self.assertEqual(code, 4)
+        self.assertIn("has no precision_steps_test", self.row(seen, "golden steps in fp16")["why"])
+        self.assertIn("has no precision_test", self.row(seen, "training in 16 bits")["why"])
+
+    def test_what_the_doctor_says(self):
+        code, seen, _ = self.run_check("--quick", "--stages", "start,doctor", doctor=True)
+        row = self.row(seen, "csml doctor")
+        self.assertEqual((code, row["state"]), (1, "fail"))
+        self.assertIn("open files: 64", row["why"])
+        self.assertIn("1 that will fail", row["csml"])
+
+    def test_exposed_reductions(self):
+        code, seen, _ = self.run_check("--quick", "--stages", "start,buckets")
+        self.assertEqual((code, self.row(seen, "exposed share")["state"]), (4, "fail"))  # 8 MiB alone: a bar missed
+        self.assertIn("20.0 %", self.row(seen, "exposed share")["csml"])
+
+    def test_16_bits_on_the_card(self):
+        code, seen, _ = self.run_check("--quick", "--stages", "start,test_", precision=True)
+        self.assertEqual((code, self.row(seen, "training in 16 bits")["state"]), (1, "fail"))
+        self.assertEqual(self.stage(seen, "test_kernels")["state"], "pass")
 
     def test_a_failing_program_stops_nothing(self):
         code, seen, _ = self.run_check("--quick", kernels=True)
@@ -249,7 +321,7 @@ class GpuCheckTest(unittest.TestCase):
         (self.build / "CMakeCache.txt").write_text("CSML_NATIVE:BOOL=OFF\n")
         done = subprocess.run(pack, capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("csml kernels_test replay_test", done.stdout)
+        self.assertIn("csml kernels_test precision_steps_test precision_test replay_test", done.stdout)
         self.assertEqual(subprocess.run(pack, capture_output=True).returncode, 1)  # the folder is there
         shutil.rmtree(self.build)
         self.build = packed

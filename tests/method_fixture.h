@@ -37,6 +37,14 @@ inline Config golden_config(const std::string& method) {
   return c;
 }
 
+/// The same in a precision of training, with the loss scale that fp16 starts from.
+inline Config config_in(const std::string& method, const std::string& precision, float loss_scale = 1024) {
+  Config c = golden_config(method);
+  c.train.precision = precision;
+  c.train.loss_scale.initial = loss_scale;
+  return c;
+}
+
 inline std::unique_ptr<Siamese> make(Device& device, const Config& config) {
   return std::make_unique<Siamese>(device, config, 3, plan_of(config));
 }
@@ -125,6 +133,13 @@ inline Siamese::Given constants(const Golden& golden, const std::string& p, bool
   given.lambda = golden.scalar(p + "lambda");
   given.weights = golden.values(p + "weights");
   return given;
+}
+
+/// What the log says of one step.
+inline nlohmann::json one_step(Siamese& method, const Siamese::Given& given) {
+  method.load_given(given);
+  method.step();
+  return method.measure(1);
 }
 
 inline double relative_difference(const Tensor& a, const Tensor& b) {

@@ -121,6 +121,10 @@ Arg gradient(const std::string& name, Shape shape, Write write, Tolerance tolera
 /// out[name] = value, plus the old content where the array is in_out (accumulate).
 void put(const Arrays& in, Arrays& out, const std::string& name, Array value);
 
+/// No gradient ("dy", "dy2" of `in`) where y is so near 0 that a kernel which finds its sign again in f32 may find
+/// another one.
+void drop_gradient_at_kinks(Arrays& in, const Array& y);
+
 inline const char* text_of(Write write) { return write == Write::accumulate ? " accumulate" : ""; }
 inline constexpr Write kWrites[] = {Write::overwrite, Write::accumulate};
 

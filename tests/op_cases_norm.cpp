@@ -118,11 +118,7 @@ OpCase grad_case(const Norm& v, bool two_gradients, const std::string& wanted, F
                     in["mean"] = r.mean;
                     in["rstd"] = r.rstd;
                     if (!v.relu) return;
-                    // A kernel may find the sign of y again in f32: no gradient where rounding decides it.
-                    for (int64_t i = 0; i < r.y.size(); ++i)
-                      if (std::abs(r.y[i]) < 1e-4)
-                        for (const char* name : {"dy", "dy2"})
-                          if (in.count(name)) in[name][i] = 0;
+                    drop_gradient_at_kinks(in, r.y);
                     in["y"].v = reference::relu(r.y).v;  // in the type it has
                   },
               .flops = 12.0 * static_cast<double>(v.x.size()),

@@ -120,8 +120,7 @@ OpCase apply_case(const Part& v) {
   return test;
 }
 
-/// The arrays that both halves of the gradient read, and what follows from them: y, and no gradient where rounding
-/// decides its sign.
+/// The arrays that both halves of the gradient read, and y, which follows from them.
 void add_gradient_inputs(OpCase& test, const Part& v, bool two_gradients) {
   const Shape c{v.channels()}, row{1, v.channels()};
   for (Arg arg : {input("dy", v.x), input("x", v.x), input("gamma", c, normal(0.5, 1)), input("beta", c),
@@ -134,14 +133,13 @@ void add_gradient_inputs(OpCase& test, const Part& v, bool two_gradients) {
     Array residual(v.x);
     Random random = random_of("residual " + v.text());
     if (v.residual) fill_normal(residual, random, false);
-    for (int64_t i = 0; i < in["x"].size(); ++i) {
+    Array y(v.x);
+    for (int64_t i = 0; i < y.size(); ++i) {
       const int64_t k = i % v.channels();
-      const double y = in["gamma"][k] * (in["x"][i] - in["mean"][k]) * in["rstd"][k] + in["beta"][k] + residual[i];
-      if (std::abs(y) < 1e-4)
-        for (const char* name : {"dy", "dy2"})
-          if (in.count(name)) in[name][i] = 0;
-      in["y"][i] = std::max(y, 0.0);
+      y[i] = in["gamma"][k] * (in["x"][i] - in["mean"][k]) * in["rstd"][k] + in["beta"][k] + residual[i];
     }
+    drop_gradient_at_kinks(in, y);
+    in["y"].v = reference::relu(y).v;  // in the type it has
   };
 }
 

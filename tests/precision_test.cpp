@@ -1,7 +1,5 @@
-// Training in 16 bits: whole steps of MoCo and CsMl against PyTorch in fp64, recorded against eager steps, and the
-// scaling of the loss. Runs on the CUDA kernels: on the host, or on a card with CSML_TEST_BACKEND=cuda:N.
-#include <set>
-
+// Training in 16 bits: master and rounded parameters, recorded against eager steps, the scaling of the loss, resuming.
+// Runs on the CUDA kernels: on the host, or on a card with CSML_TEST_BACKEND=cuda:N.
 #include "csml/train_loop.h"
 #include "engine/checkpoint.h"
 #include "engine/log.h"
@@ -12,50 +10,12 @@
 #include "tests/backend.h"
 #include "tests/method_fixture.h"
 
+#include <set>
+
 using namespace csml;
 using namespace csml::test;
 
 namespace {
-
-std::unique_ptr<Device> open_gpu() {
-  const std::string spec = backend_under_test();
-  return open_backend(spec == "cpu" ? "simt" : spec);
-}
-
-Config config_in(const std::string& method, const std::string& precision, float loss_scale = 1024) {
-  Config c = golden_config(method);
-  c.train.precision = precision;
-  c.train.loss_scale.initial = loss_scale;
-  return c;
-}
-
-/// ||ours - golden|| / ||golden|| over all arrays of a network.
-double distance(const Golden& golden, const std::string& prefix, const std::vector<NamedArray>& ours) {
-  double error = 0, norm = 0;
-  for (const NamedArray& a : ours) {
-    const std::vector<float> got = floats(a), want = golden.values(prefix + a.name);
-    REQUIRE(got.size() == want.size());
-    for (size_t i = 0; i < got.size(); ++i) {
-      error += std::pow(double{got[i]} - want[i], 2);
-      norm += std::pow(double{want[i]}, 2);
-    }
-  }
-  return std::sqrt(error / norm);
-}
-
-std::vector<NamedArray> unscaled_gradient(Siamese& method, const nlohmann::json& log) {
-  const Params& q = method.query_encoder().params();
-  const double scale = log.value("loss_scale", 1.0);
-  std::vector<float> values = q.grad().host<float>();
-  for (float& v : values) v = static_cast<float>(v / scale);
-  return to_host(q, "", Tensor::from(q.device(), q.grad().shape(), values));
-}
-
-nlohmann::json one_step(Siamese& method, const Siamese::Given& given) {
-  method.load_given(given);
-  method.step();
-  return method.measure(1);
-}
 
 double scale_of(const Siamese& method) { return state_of(method, "loss_scale").host<float>()[0]; }
 int64_t skipped_by(const Siamese& method) { return state_of(method, "loss_scale.counters").host<int64_t>()[1]; }
@@ -69,59 +29,6 @@ std::map<std::string, std::vector<std::byte>> trained(Method& method) {
   std::erase_if(all, [](const auto& item) { return item.first.starts_with("loss_scale"); });
   return all;
 }
-
-/// Largest errors that a step in 16 bits may have against fp64.
-struct Bounds {
-  double loss, gradient, keys, query, momentum_encoder;
-};
-
-void compare_step(const std::string& name, const std::string& precision, const Bounds& bounds) {
-  CAPTURE(name);
-  CAPTURE(precision);
-  const auto device = open_gpu();
-  const Golden golden(name + "_steps");
-  const bool csml = name == "csml";
-  const auto method = make(*device, config_in(name, precision));
-  Bounds worst{};
-  for (int i = 0; i < 3; ++i) {
-    const std::string step = cat("step{}/", i), after = cat("state{}/", i + 1);
-    Siamese::Given given = constants(golden, step, csml);
-    given.learning_rate = 0.06f;
-    for (const std::string& v : view_names(name)) given.images.push_back(golden.tensor(*device, step + "view_" + v));
-    set_state(*method, golden, cat("state{}/", i));
-    const nlohmann::json log = one_step(*method, given);
-    CHECK(log["finite"].get<bool>());
-    const double loss = golden.scalar(step + "loss");
-    worst.loss = std::max(worst.loss, std::abs(log["loss"].get<double>() - loss) / loss);
-    worst.gradient = std::max(worst.gradient, distance(golden, step + "grad/", unscaled_gradient(*method, log)));
-    const std::vector<float> queue = method->queue().rows().host<float>(), want = golden.values(after + "queue");
-    for (size_t j = 0; j < queue.size(); ++j) worst.keys = std::max(worst.keys, std::abs(double{queue[j]} - want[j]));
-    worst.query = std::max(worst.query, distance(golden, after + "q/", to_host(method->query_encoder().params(), "")));
-    worst.momentum_encoder =
-        std::max(worst.momentum_encoder, distance(golden, after + "k/", to_host(method->key_encoder().params(), "")));
-  }
-  MESSAGE(cat("{} in {}: loss {:.1e}, gradient {:.1e}, keys {:.1e}, query encoder {:.1e}, momentum encoder {:.1e}",
-              name, precision, worst.loss, worst.gradient, worst.keys, worst.query, worst.momentum_encoder));
-  CHECK(worst.loss <= bounds.loss);
-  CHECK(worst.gradient <= bounds.gradient);
-  CHECK(worst.keys <= bounds.keys);
-  CHECK(worst.query <= bounds.query);
-  CHECK(worst.momentum_encoder <= bounds.momentum_encoder);
-}
-
-}  // namespace
-
-TEST_CASE("MoCo and CsMl steps in 16 bits are PyTorch's in fp64, to rounding") {
-  // Twice what was measured on the host. The gradient's error is that of units whose ReLU rounding switches: their
-  // share goes with the rounding, the distance with its root, so bf16, eight times coarser than fp16, is three times as
-  // far.
-  compare_step("moco", "bf16", {.loss = 2e-2, .gradient = 0.6, .keys = 2e-2, .query = 4e-3, .momentum_encoder = 5e-4});
-  compare_step("csml", "bf16", {.loss = 3e-3, .gradient = 0.4, .keys = 1e-2, .query = 1e-3, .momentum_encoder = 5e-4});
-  compare_step("moco", "fp16", {.loss = 4e-4, .gradient = 0.2, .keys = 3e-3, .query = 2e-3, .momentum_encoder = 6e-5});
-  compare_step("csml", "fp16", {.loss = 2e-4, .gradient = 0.2, .keys = 2e-3, .query = 3e-4, .momentum_encoder = 6e-5});
-}
-
-namespace {
 
 /// Notes what InfoNCE multiplies.
 class Watching final : public SimtBackend {
@@ -149,7 +56,7 @@ TEST_CASE("the loss multiplies embeddings and queue in 16 bits; queue and gradie
 }
 
 TEST_CASE("InfoNCE against a queue in 16 bits is that of the rounded rows") {
-  const auto device = open_gpu();
+  const auto device = open_cuda_kernels();
   const auto rows = [&](int64_t n, float shift) {
     std::vector<float> values(static_cast<size_t>(n * 24));
     for (size_t i = 0; i < values.size(); ++i) values[i] = std::sin(0.37f * static_cast<float>(i * i % 1009) + shift);
@@ -176,7 +83,7 @@ TEST_CASE("InfoNCE against a queue in 16 bits is that of the rounded rows") {
 }
 
 TEST_CASE("networks compute with the rounded master parameters, which gradients of their own type never touch") {
-  const auto device = open_gpu();
+  const auto device = open_cuda_kernels();
   const auto method = make(*device, config_in("moco", "bf16"));
   method->load_given(simple(*device, {"q", "k"}));
   method->step();
@@ -199,7 +106,7 @@ TEST_CASE("networks compute with the rounded master parameters, which gradients 
 TEST_CASE("16 bits: recorded steps are the eager ones, bit for bit") {
   for (const char* precision : {"bf16", "fp16"}) {
     CAPTURE(std::string(precision));
-    const auto device = open_gpu();
+    const auto device = open_cuda_kernels();
     const Config config = config_in("moco", precision, kOverflows);
     const auto recorded = make(*device, config), eager = make(*device, config);
     Step step(*device, [&] { recorded->step(); });
@@ -223,7 +130,7 @@ TEST_CASE("16 bits: recorded steps are the eager ones, bit for bit") {
 }
 
 TEST_CASE("a step that overflows changes nothing but the loss scale, and the next ones go on") {
-  const auto device = open_gpu();
+  const auto device = open_cuda_kernels();
   Config config = config_in("moco", "fp16", 16777216);  // 2^24 times this network's gradients is beyond 65504
   config.train.loss_scale.interval = 2;
   const auto method = make(*device, config);
@@ -258,7 +165,7 @@ TEST_CASE("a step that overflows changes nothing but the loss scale, and the nex
 }
 
 TEST_CASE("at its floor the loss scale stays, and the step counts as not finite") {
-  const auto device = open_gpu();
+  const auto device = open_cuda_kernels();
   Config config = config_in("moco", "fp16", 16777216);
   config.train.loss_scale.smallest = 8388608;
   const auto method = make(*device, config);
@@ -273,7 +180,7 @@ TEST_CASE("at its floor the loss scale stays, and the step counts as not finite"
 }
 
 TEST_CASE("scaled gradients are the unscaled ones, and an optimizer sees no scale") {
-  const auto device = open_gpu();
+  const auto device = open_cuda_kernels();
   // The first buffer of each would show a scale that is not taken out.
   for (const char* optimizer : {"sgd", "lars", "adamw"}) {
     CAPTURE(std::string(optimizer));
@@ -300,7 +207,7 @@ TEST_CASE("a run in 16 bits that is stopped and resumed is the run that was not,
   log_configure(0, 1, true);
   const auto run = [](const std::filesystem::path& out, const std::string& precision, int steps) {
     std::filesystem::create_directories(out);
-    const auto device = open_gpu();
+    const auto device = open_cuda_kernels();
     Config config = config_in("moco", precision, kOverflows);
     config.data.train = "synthetic:shapes?limit=40&size=20";
     config.data.workers = 0;

@@ -31,7 +31,7 @@ METHOD = ["--preset", "cifar10-small", "--set", "method.bn_group_size=0", "--set
           "model.width=4", "--batch", "8"]
 COMMANDS = {"resnet18_cifar": ["--step", "resnet18_cifar", "--batch", "2"], "moco": ["--step", "moco", *METHOD],
             "csml": ["--step", "csml", *METHOD], "info_nce": ["--part", "info_nce", "--size", "8,200,16,2"],
-            "top_k": ["--part", "top_k", "--size", "20,300,8,5"], "commit": ["--part", "commit", "--size", "30000"]}
+            "top_k": ["--part", "top_k", "--size", "20,300,300,5"], "commit": ["--part", "commit", "--size", "30000"]}
 
 
 class RivalTest(unittest.TestCase):
@@ -132,6 +132,8 @@ class RivalTest(unittest.TestCase):
         exchange, _ = self.check("top_k", {"scores", "index"})
         scores = exchange["scores"]
         self.assertGreater(int((scores[:, 1:] == scores[:, :-1]).sum()), 0)  # there are ties, and their order is checked
+        rows = self.compare("top_k", exchange, "bf16")  # what is right is never rounded to 16 bits
+        self.assertTrue(all(row["passed"] for row in rows), rows)
         index = exchange["index"]
         index[3, 0], index[3, 1] = int(index[3, 1]), int(index[3, 0])
         self.refuses("top_k", exchange, {"index"})

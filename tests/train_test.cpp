@@ -2,9 +2,11 @@
 // what is changed, and live with unreadable images. tests/interruption_test.cpp interrupts them.
 #include <cmath>
 #include <cstring>
+#include <set>
 
 #include "csml/base.h"
 #include "csml/memory_plan.h"
+#include "csml/run_log.h"
 #include "csml/saved_model.h"
 #include "data/dataset.h"
 
@@ -220,6 +222,22 @@ TEST_CASE("an unreadable image is replaced, counted and listed; too many stop th
   config.data.test = "";
   config.data.max_bad_share = 0.2;
   CHECK(error_of([&] { CHECK(run(config, folder.path / "allowed").result.steps == 4); }) == "");
+}
+
+TEST_CASE("lines of bad_images.jsonl that name no file are told in one line, and the run goes on") {
+  const Folder folder;
+  const fs::path file = folder.path / "bad_images.jsonl";
+  std::vector<std::string> warnings;
+  const auto warn = [&](const std::string& line) { warnings.push_back(line); };
+  CHECK(bad_paths_in(file, warn).empty());
+  CHECK(warnings.empty());
+  spill(file,
+        "{\"path\":\"a.jpg\",\"reason\":\"cut off\"}\n{\"path\":7}\n\"path\"\n[{\"path\":\"b.jpg\"}]\n{}\nnot JSON\n" +
+            std::string(100'000, '[') + "\n{\"path\":\"c.jpg\"}\n");
+  CHECK(bad_paths_in(file, warn) == std::set<std::string>{"a.jpg", "c.jpg"});
+  REQUIRE(warnings.size() == 1);
+  CHECK(warnings[0] == cat("{}: 6 of 8 lines name no file, the first is line 2; they are left out", file.string()));
+  CHECK(run(tiny("moco", 1), folder.path).result.steps == 5);
 }
 
 TEST_CASE("a checkpoint is a model that loads, whose weights can start another run") {

@@ -19,6 +19,7 @@ def info_nce(query, positives, weights, queue, temperature):
 
 
 class InfoNce:
+    """In 16 bits all rows lie on the device in that type, as csml's do: nothing is converted in a step."""
     count = 0  # not about images
 
     def __init__(self, setting, size, exchange=None):
@@ -31,9 +32,9 @@ class InfoNce:
             rows = lambda n: F.normalize(torch.randn(n, d), dim=1)
             query, queue, weights, positives = rows(b), rows(k), torch.full((p,), 1 / p), [rows(b) for _ in range(p)]
             self.temperature = 0.2
-        self.setting = setting
-        self.query, self.queue = setting.put(query).requires_grad_(), setting.put(queue)
-        self.positives, self.weights = [setting.put(x) for x in positives], setting.put(weights)
+        self.setting, dtype = setting, setting.half or setting.dtype
+        self.query, self.queue = setting.put(query).to(dtype).requires_grad_(), setting.put(queue).to(dtype)
+        self.positives, self.weights = [setting.put(x).to(dtype) for x in positives], setting.put(weights)
         self.loss = setting.compiled(info_nce)
 
     def step(self):

@@ -1,4 +1,5 @@
-"""Exact nearest neighbours: a matrix product and torch.topk, in blocks of queries whose scores take at most 1 GiB."""
+"""Nearest neighbours: a matrix product and torch.topk, in blocks of queries whose scores take at most 1 GiB. In 16 bits
+PyTorch's scores are rounded to that type, and the search is no longer exact; csml's are f32."""
 import torch
 
 from harness import flat
@@ -43,10 +44,11 @@ class TopK:
 
     @torch.no_grad()
     def sorted(self):
-        """The same by a stable sort, equal scores by lower index: what is right."""
-        index, scores = [], []
-        for queries, exclude in zip(self.queries.split(256), self.exclude.split(256)):
-            s = (queries @ self.rows.T).scatter_(1, exclude, float("-inf"))
+        """The same by a stable sort, equal scores by lower index: what is right. Never in 16 bits, which would round
+        scores."""
+        index, scores, rows = [], [], self.rows.to(self.setting.dtype)
+        for queries, exclude in zip(self.queries.to(self.setting.dtype).split(256), self.exclude.split(256)):
+            s = (queries @ rows.T).scatter_(1, exclude, float("-inf"))
             values, order = torch.sort(s, dim=1, descending=True, stable=True)
             scores.append(values[:, :self.k])
             index.append(order[:, :self.k])

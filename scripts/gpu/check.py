@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Everything that only a GPU can show, in one call: every test on the card, compute-sanitizer, replay against eager,
-csml against PyTorch in each precision, then the times of both. Writes OUT/gpu_check.json and OUT/gpu_check.md, a section
-ready for docs/gpu.md, and a log per stage; each stage has a time limit, and one that fails never stops the others.
+"""Everything that only a GPU can show, in one call: csml doctor, every test on the card, golden steps in each precision,
+compute-sanitizer, replay against eager, csml against PyTorch in each precision, then the times of both. Writes
+OUT/gpu_check.json and OUT/gpu_check.md, a section ready for docs/gpu.md, and a log per stage; each stage has a time limit,
+and one that fails never stops the others.
 
 Exit codes: 0 everything ran and every first bar was met; 1 something failed; 2 wrong usage; 3 no GPU; 4 nothing failed,
 but something could not run or a first bar was missed (the table says which).
@@ -26,6 +27,8 @@ RIVAL = ROOT / "bench/pytorch/run.py"
 # Cases of kernels_test for compute-sanitizer, which slows kernels down by tens.
 SANITIZED = "elementwise*,pooling,losses,commit*,top k"
 SANITIZED_QUICKLY = "losses,commit*"
+GOLDEN = "precision_steps_test"  # tells every comparison on a line; a stage of its own
+NEEDED = ["kernels_test", "precision_test", "replay_test"]  # what a build must bring; a missing one is told
 
 
 class Check:
@@ -34,6 +37,7 @@ class Check:
         self.device, self.cpu = options.device, options.device == "cpu"
         self.stages = Stages(options.out, options.minutes, options.limit, options.stages and options.stages.split(","))
         self.times, self.checks, self.libraries, self.build = [], [], {"folders": [], "files": {}}, None
+        self.findings, self.golden_steps, self.buckets, self.ops = [], [], [], []
         self.python, self.torch, self.no_torch = machine.python_with_torch(options.python)
         self.no_start = ""  # why the build cannot be used on the device
         self.works = tiny_works() if options.tiny else [w for w in works() if w.quick or not options.quick]
@@ -90,21 +94,34 @@ class Check:
             self.stages.run("build", ["cmake", "--build", self.build, "-j", os.cpu_count()], 60 * self.o.minutes,
                             always=True)
 
+    def doctor(self):
+        """What csml says of the machine; only what will fail a run fails here."""
+        done = self.stages.run("doctor", self.csml("doctor", "--device", self.device, "--out", self.o.out, "--json"), 60,
+                               self.environment(), self.no_start)
+        self.findings = (json_lines(done["output"]) or [{}])[-1].get("findings", [])
+
     # ---- correctness -------------------------------------------------------------------------------------------------
 
     def tests(self):
         """Every test program; those that take a device from the environment on the card, in three ways."""
         programs = sorted(self.build.glob("*_test")) if self.build else []
-        on_device = [p for p in programs if b"CSML_TEST_BACKEND" in p.read_bytes()]
+        on_device = [p.name for p in programs if b"CSML_TEST_BACKEND" in p.read_bytes() and p.name != GOLDEN]
         missing = self.no_start or ("" if on_device else f"{self.build} holds no test program that runs on a device")
         limit = 60 if self.o.quick else 150
-        for name in [p.name for p in on_device] or ["kernels_test"]:
-            self.stages.run(f"test_{name[:-5]}", [self.build / name], limit, self.environment(), missing)
+        for name in sorted({*on_device, *NEEDED}):
+            self.stages.run(f"test_{name[:-5]}", [self.build / name], limit, self.environment(),
+                            missing or ("" if name in on_device else f"{self.build} has no {name}"))
         if self.o.quick:
             return
         kernels = [self.build / "kernels_test"]
         for name, more in (("sync", {"CSML_SYNC": "1", "CSML_EAGER": "1"}), ("deterministic", {"CSML_DETERMINISTIC": "1"})):
             self.stages.run(f"test_kernels_{name}", kernels, limit, self.environment(more), missing)
+
+    def golden(self):
+        """Whole training steps against PyTorch's in f64, in f32, TF32, bf16 and f16; allowed errors are the test's."""
+        missing = self.no_start or ("" if self.build and (self.build / GOLDEN).exists() else f"{self.build} has no {GOLDEN}")
+        done = self.stages.run("golden_steps", [self.build / GOLDEN], 60, self.environment(), missing)
+        self.golden_steps = [line for line in json_lines(done["output"]) if line.get("kind") == "golden"]
 
     def host_tests(self):
         """The test programs that need no device: whether this machine's processor and libraries agree with the build."""
@@ -215,7 +232,8 @@ class Check:
     def time_work(self, work, files):
         alike = {w.name for w in self.works if w.case == work.case}  # one size's check speaks for all
         failed = {c["precision"] for c in self.checks if c["work"] in alike and c["state"] == FAIL}
-        window = ["--windows", self.window["windows"], "--seconds", self.window["seconds"]]
+        seconds = self.window["seconds"] if work.images else min(self.window["seconds"], 0.3)  # parts take about 1 ms
+        window = ["--windows", self.window["windows"], "--seconds", seconds]
         for precision in work.csml:
             base = {"work": work.name, "side": "csml", "precision": precision, "mode": "recorded"}
             if precision in failed or self.no_start:
@@ -278,6 +296,20 @@ class Check:
         except Exception as error:  # the trace's tables differ between versions of nsys
             self.stages.note("idle", FAIL, f"{type(error).__name__}: {error}")
 
+    def exposed(self):
+        """Reductions of gradient buckets, played by copies of equal bytes beside the supervised step: what of their time
+        the step does not hide, by MiB of a bucket."""
+        work = next(w for w in self.works if w.name == "resnet50_b256")
+        arguments, more = self.precision(work, work.csml[0])
+        for mib in [8] if self.o.quick or self.o.tiny else [8, 25]:
+            done = self.stages.run(f"buckets_{mib}", self.csml(
+                "bench", *work.ours, *arguments, "--buckets", mib, "--windows", "3", "--seconds",
+                min(0.5, self.window["seconds"]), "--device", self.device, "--json"), 45, self.environment(more),
+                self.no_start)
+            line = (json_lines(done["output"]) or [{}])[-1] if done["state"] == PASS else {}
+            if "buckets" in line:
+                self.buckets.append({"precision": work.csml[0], **line["buckets"]})
+
     def kernels(self):
         """Time and share of the roofline of every kernel, and the plans that measuring picks; for reading."""
         if self.o.quick or self.o.tiny:
@@ -290,9 +322,8 @@ class Check:
                         self.environment({"CSML_CUDA_PLANS": "1", "CSML_TF32": "1"}), self.no_start)
 
     def everything(self):
-        self.ops = []
-        for part in (self.prepare, self.tests, self.replay, self.seed, self.side_by_side, self.idle, self.sanitizer,
-                     self.kernels, self.host_tests):
+        for part in (self.prepare, self.doctor, self.tests, self.golden, self.replay, self.seed, self.side_by_side,
+                     self.exposed, self.idle, self.sanitizer, self.kernels, self.host_tests):
             try:
                 part()
             except Exception as error:  # a mistake of this script must not cost what was seen
@@ -347,7 +378,8 @@ def main():
     seen = {"schema": 1, "date": now.isoformat(timespec="seconds"), "commit": machine.commit(ROOT), "card": card,
             "cuda_of_driver": machine.cuda_of_driver(), "torch": check.torch, "build": str(check.build),
             "arguments": arguments, "seconds": time.monotonic() - start, "libraries": check.libraries,
-            "stages": check.stages.results, "checks": check.checks, "times": check.times, "ops": check.ops}
+            "stages": check.stages.results, "checks": check.checks, "times": check.times, "ops": check.ops,
+            "findings": check.findings, "golden": check.golden_steps, "buckets": check.buckets}
     seen["rows"] = rows(seen, check.works)
     (options.out / "gpu_check.json").write_text(json.dumps(seen, indent=1, default=str) + "\n")
     (options.out / "gpu_check.md").write_text(markdown(seen))

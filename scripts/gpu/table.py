@@ -1,6 +1,8 @@
 """What was seen against what was asked: one row per claim, and the Markdown for docs/gpu.md."""
 from stages import FAIL, NOT_RUN, PASS
 
+PRECISIONS = ["fp32", "tf32", "bf16", "fp16"]
+
 
 def times_of(times, work, side, modes=None):
     return [t for t in times if t["work"] == work and t["side"] == side and "ms" in t and
@@ -88,6 +90,43 @@ def check_row(seen, work, title):
             "why": "; ".join(missing) or ("" if checks else "not reached")}
 
 
+def doctor_row(seen):
+    """Warnings are read, failures fail."""
+    row = stage_row(seen, "csml doctor", "nothing that will fail", ["doctor"])
+    found = {health: [f for f in seen["findings"] if f["health"] == health] for health in ("ok", "warn", "fail")}
+    if seen["findings"]:
+        row["csml"] = f"{len(found['ok'])} ok, {len(found['warn'])} to look at, {len(found['fail'])} that will fail"
+        row["why"] = "; ".join(f"{f['check']}: {f['text']}" for f in [*found["fail"], *found["warn"]])
+    return row
+
+
+def golden_row(seen, precision):
+    """The quantity that comes nearest to what it is allowed; a test that ended badly has failed where it told nothing."""
+    stage = next((s for s in seen["stages"] if s["stage"] == "golden_steps"), {"state": NOT_RUN, "why": "not reached"})
+    row = {"row": f"golden steps in {precision}", "first_bar": "PyTorch's in f64, to rounding", "goal": "", "csml": "",
+           "pytorch": "", "ratio": None, "state": stage["state"], "why": stage["why"]}
+    lines = [line for line in seen["golden"] if line["precision"] == precision]
+    if not lines:
+        return {**row, "state": NOT_RUN if stage["state"] == NOT_RUN else FAIL, "why": row["why"] or "told nothing"}
+    share = lambda line: float("inf") if line["error"] is None else line["error"] / line["allowed"]  # null: not finite
+    text = lambda line: f"{line['method']} {line['quantity']} {line['error']}, allowed {line['allowed']:.2g}"
+    wrong = [line for line in lines if not line["passed"]]
+    row["csml"] = f"{len(lines) - len(wrong)} of {len(lines)}, at most {max(map(share, lines)):.2f} of what is allowed"
+    return {**row, "state": FAIL if wrong else PASS, "why": "; ".join(map(text, wrong))}
+
+
+def exposed_row(seen):
+    """The better size of bucket."""
+    row = stage_row(seen, "exposed share of the gradients' reductions", "at most 10 %", ["buckets_"])
+    best = min(seen["buckets"], key=lambda b: b["exposed_share"], default=None)
+    row.update(goal="G18", csml="")
+    if best is None or row["state"] == FAIL:
+        return row
+    row["csml"] = (f"{100 * best['exposed_share']:.1f} % of {best['copies_alone_ms']:.3g} ms, {best['count']} buckets of "
+                   f"{best['mib']:g} MiB, {best['precision']}")
+    return {**row, "state": PASS if best["exposed_share"] <= 0.1 else FAIL}
+
+
 def idle_row(seen):
     row = {"row": "idle time inside a step", "first_bar": "at most 1 %", "goal": "G7", "pytorch": "", "ratio": None,
            "csml": "", "state": NOT_RUN, "why": "not reached"}
@@ -102,7 +141,11 @@ def idle_row(seen):
 def rows(seen, works):
     eager, title = ["eager"], {w.name: w.title for w in works}
     out = [
+        doctor_row(seen),
         stage_row(seen, "every kernel and gradient, recorded steps, golden steps in f32", "all", ["test_", "start"]),
+        stage_row(seen, "training in 16 bits: master weights, replay, loss scale, resuming", "all",
+                  ["test_precision", "test_bench"]),
+        *[golden_row(seen, precision) for precision in PRECISIONS],
         stage_row(seen, "compute-sanitizer: memcheck, racecheck, synccheck on a small set", "all", ["sanitizer_"]),
         stage_row(seen, "replay = eager, bit for bit, with CSML_DETERMINISTIC=1", "equal bytes", ["replay_"]),
         stage_row(seen, "CPU = card from one seed, first steps", "2e-3 of the loss", ["seed_"]),
@@ -119,6 +162,7 @@ def rows(seen, works):
         out.append(speed(seen, name, title[name], bar, goal, against))
     out.append(less(seen, "info_nce_256", "InfoNCE: memory beyond its inputs", 1 / 20, "", extra))
     out.append(less(seen, "moco_b256", "peak memory of the MoCo step", 0.8, "G13: 0.6x", lambda t: t.get("memory_bytes")))
+    out.append(exposed_row(seen))
     out.append(idle_row(seen))
     return out
 

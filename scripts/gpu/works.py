@@ -10,8 +10,8 @@ SMALL_PRECISION = ["fp16", "bf16"]
 @dataclass
 class Work:
     """`ours`: arguments of csml bench; `theirs`: of bench/pytorch/run.py (None: takes the check's exchange file);
-    `checked`: arguments of csml bench in the check, and the precisions checked; `csml`: precisions timed; `pytorch`:
-    (precisions, modes) timed."""
+    `check`: arguments of csml bench in the check; `checked`: the precisions checked; `csml`: precisions timed;
+    `pytorch`: (precisions, modes) timed."""
     name: str
     title: str
     case: str
@@ -33,11 +33,12 @@ def step(name, title, case, base, batch, checked, pytorch, quick=True):
                 checked, ["fp16", "bf16", "tf32"], pytorch, quick)
 
 
-def part(name, title, case, size, quick=True, pytorch=None):
-    size = ["--size", size]
-    ours = ["--part", case, *size]
-    return Work(name, title, case, ours, size, ours, ["fp32"], ["fp32"],
-                pytorch or [(["tf32", *SMALL_PRECISION], ["eager", "compile"])], quick)
+def part(name, title, case, size, checked, modes=("eager", "compile"), quick=True, full="tf32"):
+    """`checked`: the size in the check, where files of the whole would take the time; `full`: PyTorch's precision beside
+    the 16-bit ones."""
+    precisions = ["fp32", *SMALL_PRECISION]
+    return Work(name, title, case, ["--part", case, "--size", size], ["--size", size], ["--part", case, "--size", checked],
+                precisions, precisions, [([full, *SMALL_PRECISION], list(modes))], quick)
 
 
 def works():
@@ -45,20 +46,21 @@ def works():
     moco = ["--step", "moco", "--preset", MOCO, *WHOLE_BATCH, "--given"]
     csml = ["--step", "csml", "--preset", CSML, *WHOLE_BATCH, "--given"]
     return [
-        part("info_nce_256", "InfoNCE, batch 256, queue 65,536, dim 128", "info_nce", "256,65536,128,1"),
+        part("info_nce_256", "InfoNCE, batch 256, queue 65,536, dim 128", "info_nce", "256,65536,128,1",
+             "256,65536,128,1"),
         part("top_k_256", "exact top-5 of 256 queries, 65,536 rows, dim 128", "top_k", "256,65536,128,5",
-             pytorch=[(["fp32", "tf32"], ["eager", "compile"])]),
-        part("commit", "SGD + EMA, 28.0 M parameters", "commit", "28000000",
-             pytorch=[(["fp32", "fp16"], ["eager", "compile"])]),
+             "256,65536,128,5"),
+        part("commit", "SGD + EMA, 28.0 M parameters", "commit", "28000000", "3000000", full="fp32"),
         step("moco_b256", "MoCo v2 step, batch 256", "moco", moco, 256, ["fp32", "fp16"], both),
         step("resnet50_b256", "supervised ResNet-50 step, batch 256", "resnet50", ["--step", "resnet50"], 256,
-             ["fp32", "fp16"], both),
+             ["fp32", "tf32", *SMALL_PRECISION], both),
         step("moco_b32", "MoCo v2 step, batch 32", "moco", moco, 32, [],
              [(["fp16"], ["eager", "compile", "compile-graphs"])], quick=False),
         step("csml_b128", "CsMl step, batch 128", "csml", csml, 128, ["fp32", "tf32", "bf16", "fp16"], both, quick=False),
-        part("info_nce_8192", "InfoNCE, batch 8,192, queue 65,536, dim 128", "info_nce", "8192,65536,128,1", quick=False),
+        part("info_nce_8192", "InfoNCE, batch 8,192, queue 65,536, dim 128", "info_nce", "8192,65536,128,1",
+             "8192,65536,128,1", quick=False),
         part("top_k_mining", "exact top-5 of 8,192 queries, 131,072 rows, dim 2,048", "top_k", "8192,131072,2048,5",
-             quick=False, pytorch=[(["fp32", "tf32"], ["eager"])]),
+             "1024,20000,2048,5", ["eager"], quick=False),
     ]
 
 

@@ -1,5 +1,9 @@
 #include "tests/simt/library_calls.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <string>
 #include <vector>
 
 #include "kernels/cpu/kernels.h"
@@ -19,12 +23,31 @@ void with_half(DType type, F&& f) {
     f(f16{});
 }
 
-/// An input's values in f32: the array itself, or a copy.
+bool tf32() {
+  const char* on = std::getenv("CSML_TF32");
+  return on && std::string(on) == "1";
+}
+
+/// x to 10 bits of mantissa, ties away from zero, as the tensor cores' conversion rounds it.
+float rounded_to_tf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if ((bits & 0x7F800000u) != 0x7F800000u) bits = (bits + 0x1000u) & ~0x1FFFu;  // infinities and NaN stay
+  std::memcpy(&x, &bits, sizeof bits);
+  return x;
+}
+
+/// An input's values in f32: the array itself, or a copy. A factor's f32 values are rounded to TF32 where CSML_TF32=1.
 class Widened {
  public:
-  explicit Widened(const ConstView& x) : view_(x) {
-    if (!x || x.dtype == DType::f32) return;
+  explicit Widened(const ConstView& x, bool is_factor = true) : view_(x) {
+    if (!x || (x.dtype == DType::f32 && !(is_factor && tf32()))) return;
     values_.resize(static_cast<size_t>(x.size()));
+    if (x.dtype == DType::f32) {
+      std::transform(x.as<float>(), x.as<float>() + x.size(), values_.begin(), rounded_to_tf32);
+      view_.data = values_.data();
+      return;
+    }
     with_half(x.dtype, [&]<class T>(T) {
       const T* from = x.as<T>();
       for (size_t i = 0; i < values_.size(); ++i) values_[i] = from[i];
@@ -103,7 +126,7 @@ void conv2d_grad_weight(const Backend::Conv2dGradWeight& args) {
 }
 
 void matmul(const Backend::Matmul& args) {
-  const Widened a(args.a), b(args.b), bias(args.bias);
+  const Widened a(args.a), b(args.b), bias(args.bias, false);
   const Wide c(args.c);
   Backend::Matmul wide = args;
   wide.a = a;

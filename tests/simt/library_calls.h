@@ -1,5 +1,6 @@
 // What vendor libraries do on a GPU, by the CPU's kernels: convolution and matrix product, in 16 bits too, with sums in
-// f32. Results are rounded where cuDNN and cuBLASLt round them (kernels/cuda/conv.cpp, matmul.cpp).
+// f32. Results are rounded where cuDNN and cuBLASLt round them (kernels/cuda/conv.cpp, matmul.cpp), f32 factors to TF32
+// with CSML_TF32=1.
 #pragma once
 
 #include "kernels/backend.h"
