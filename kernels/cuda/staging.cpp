@@ -34,27 +34,32 @@ Staging::CardBlock* Staging::next_card_block() {
   return card_blocks_.back().get();
 }
 
-void Staging::upload(cudaStream_t stream, void* device, const void* host, size_t bytes) {
-  if (bytes <= kSlotBytes) return upload_few(stream, device, host, bytes);
-  auto* to = static_cast<std::byte*>(device);
-  const auto* from = static_cast<const std::byte*>(host);
+template <class Send>
+void Staging::in_blocks(void* device, const void* host, size_t bytes, const Send& send) {
   for (size_t begin = 0; begin < bytes; begin += kBlockBytes) {
     const size_t size = std::min(kBlockBytes, bytes - begin);
     const HostBlock& block = next_block();
-    std::memcpy(block.memory.get(), from + begin, size);
-    const CardBlock* card = next_card_block();
-    if (!card) {
-      CUDA_CHECK(cudaMemcpyAsync(to + begin, block.memory.get(), size, cudaMemcpyHostToDevice, stream));
-      block.done.record(stream);
-      continue;
-    }
-    card->empty.hold(beside_.get());
-    CUDA_CHECK(cudaMemcpyAsync(card->data, block.memory.get(), size, cudaMemcpyHostToDevice, beside_.get()));
-    block.done.record(beside_.get());
-    block.done.hold(stream);
-    CUDA_CHECK(cudaMemcpyAsync(to + begin, card->data, size, cudaMemcpyDeviceToDevice, stream));
-    card->empty.record(stream);
+    std::memcpy(block.memory.get(), static_cast<const std::byte*>(host) + begin, size);
+    send(block, static_cast<std::byte*>(device) + begin, size);
   }
+}
+
+void Staging::send(cudaStream_t stream, const HostBlock& block, void* to, size_t size) {
+  CUDA_CHECK(cudaMemcpyAsync(to, block.memory.get(), size, cudaMemcpyHostToDevice, stream));
+  block.done.record(stream);
+}
+
+void Staging::upload(cudaStream_t stream, void* device, const void* host, size_t bytes) {
+  if (bytes <= kSlotBytes) return upload_few(stream, device, host, bytes);
+  in_blocks(device, host, bytes, [&](const HostBlock& block, void* to, size_t size) {
+    const CardBlock* card = next_card_block();
+    if (!card) return send(stream, block, to, size);
+    card->empty.hold(beside_.get());
+    send(beside_.get(), block, card->data, size);
+    block.done.hold(stream);
+    CUDA_CHECK(cudaMemcpyAsync(to, card->data, size, cudaMemcpyDeviceToDevice, stream));
+    card->empty.record(stream);
+  });
 }
 
 void Staging::upload_few(cudaStream_t stream, void* device, const void* host, size_t bytes) {
@@ -72,15 +77,8 @@ void Staging::upload_few(cudaStream_t stream, void* device, const void* host, si
 }
 
 void Staging::upload_now(void* device, const void* host, size_t bytes) {
-  auto* to = static_cast<std::byte*>(device);
-  const auto* from = static_cast<const std::byte*>(host);
-  for (size_t begin = 0; begin < bytes; begin += kBlockBytes) {
-    const size_t size = std::min(kBlockBytes, bytes - begin);
-    const HostBlock& block = next_block();
-    std::memcpy(block.memory.get(), from + begin, size);
-    CUDA_CHECK(cudaMemcpyAsync(to + begin, block.memory.get(), size, cudaMemcpyHostToDevice, beside_.get()));
-    block.done.record(beside_.get());
-  }
+  in_blocks(device, host, bytes,
+            [&](const HostBlock& block, void* to, size_t size) { send(beside_.get(), block, to, size); });
   CUDA_CHECK(cudaStreamSynchronize(beside_.get()));
 }
 

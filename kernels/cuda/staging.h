@@ -56,6 +56,10 @@ class Staging {
     Event empty;  // its content has reached its destination
   };
 
+  /// The host's bytes into block after block; send(block, destination, bytes) starts what brings one to the card.
+  template <class Send>
+  void in_blocks(void* device, const void* host, size_t bytes, const Send& send);
+  void send(cudaStream_t stream, const HostBlock& block, void* to, size_t size);
   /// Free for the host to write to.
   HostBlock& next_block();
   /// The one that has been used least recently, or a new one; null: there is none to be had.
