@@ -1,6 +1,7 @@
 // csml bench --step: whole training steps, supervised and of a method.
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "apps/bench.h"
 #include "apps/config.h"
@@ -74,7 +75,8 @@ class SupervisedStep final : public BenchWork {
     exchange.put("before/", params_);
   }
   bool put_results(Exchange& exchange) override {
-    if (finite_.host<int32_t>()[0] == 0) return false;
+    const int64_t skipped = loss_scale_.read().skipped;
+    if (std::exchange(skipped_, skipped) < skipped) return false;
     exchange.put("loss", loss_);
     exchange.put("buffer/", params_, optimizer_->state().at(0).second);
     exchange.put("after/", params_);
@@ -121,6 +123,7 @@ class SupervisedStep final : public BenchWork {
   std::unique_ptr<Optimizer> optimizer_;
   const LossScale loss_scale_;
   Tensor images_, labels_, learning_rate_, statistics_momentum_, loss_, statistics_, finite_;
+  int64_t skipped_ = 0;  // steps of fp16 that overflowed
   Step step_;
 };
 

@@ -81,8 +81,9 @@ def killed_run(line, out, kills, seconds, rng):
     steps = []
     while len(steps) < kills:
         before = newest(out)[0]
-        # With starts and lost steps all together about as long as the run: the kills spread over it.
-        if not kill_after(line, seconds * rng.uniform(0, 3.5 / kills)):
+        # With starts and lost steps all together about as long as the run: the kills spread over it. The last few come
+        # before its end, if this run is not much faster than the first.
+        if not kill_after(line, seconds * rng.uniform(0, min(3.5 / kills, 0.7))):
             return steps
         now = newest(out)[0]
         assert now >= before, f"the newest checkpoint went back from step {before} to {now}"
@@ -97,7 +98,7 @@ def check_method(csml, method, kills, folder, rng):
     last_step, last = newest(whole)
     assert last_step == EPOCHS * STEPS_PER_EPOCH, last_step
     done = 0
-    for number in range(kills):
+    for number in range(3 * kills):
         out = folder / f"{method}_{number}"
         steps = killed_run(command(csml, method, out), out, kills - done, seconds, rng)
         done += len(steps)
