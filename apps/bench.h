@@ -84,8 +84,7 @@ nlohmann::json bench_buckets(Device& device, const WorkOptions& options, const B
                              const Timing& without);
 
 /// Parts of a step, by size (UsageError for another number of sizes, and for 16 bits on the CPU):
-///   info_nce  B,K,D,P   multi-positive InfoNCE of B queries, K queue rows, D dimensions, P positives, and its
-///   gradient;
+///   info_nce  B,K,D,P   multi-positive InfoNCE of B queries, K queue rows, D dimensions, P positives, with gradient;
 ///                       in 16 bits all rows are in that type, the loss and the gradient that is kept are f32
 ///   top_k     M,N,D,K   the K nearest of N rows for each of M queries; in 16 bits all rows are, scores are f32
 ///   commit    N         finite check, SGD with momentum and momentum encoder over N parameters; in 16 bits also the
