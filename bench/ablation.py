@@ -1,61 +1,73 @@
 #!/usr/bin/env python3
 """Trains the variants of the method one after the other and tabulates their online k-NN.
 
-usage: bench/ablation.py --csml build/ci/csml --data DIR --out RUNS [--set ladder,bases,...] [--seeds 0,1] [--epochs 30]
-                         [--equal-compute MINUTES] [--threads 1] [--report]
+usage: bench/ablation.py --csml build/ci/csml --data DIR --out RUNS [--set ladder,bases,...] [--only "VARIANT;..."]
+                         [--seeds 0,1] [--epochs 30] [--equal-compute MINUTES] [--size 32] [--threads 1] [--report]
 
 (python3's standard library; DIR holds CIFAR-10's binary files)
 
-Every run is `csml pretrain --preset cifar10-small` with the flags of VARIANTS below, in RUNS/VARIANT-eEPOCHS-sSEED; one
-that is done is not run again, one that was cut goes on. With --equal-compute every variant gets as many epochs as fit
-into so many minutes of processor time, by the rate of a short run of its own (RUNS/rates.json). --report only prints the
-tables of what is there.
+Every run is `csml pretrain --preset cifar10-small` with the flags of variants() below, in RUNS/VARIANT-eEPOCHS-sSEED;
+one that is done is not run again, one that was cut goes on. Several of these may work at once with the same RUNS and
+other --only or --seeds. With --equal-compute every variant gets as many epochs as fit into so many minutes of processor
+time, by the rate of a short run of its own (RUNS/rates.json). --report only prints the table of what is there.
 """
 import argparse
 import json
 import resource
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-LEVELS = ["--set", "method.levels=res4,res5"]
-CROPS = ["--set", "method.crop_sizes=24,16", "--set", "method.crop_counts=1,2"]
 
-# name -> flags of csml pretrain. Each set changes one thing at a time.
-VARIANTS = {
-    "ladder": {
+def sets(*values):
+    """Flags of csml pretrain: --set for every KEY=VALUE."""
+    return [flag for value in values for flag in ("--set", value)]
+
+
+def variants(size):
+    """name -> flags of csml pretrain, for views of `size` pixels."""
+    csml = ["--method", "csml"]
+    levels = sets("method.levels=res4,res5")
+    crops = sets(f"method.crop_sizes={size * 3 // 4},{size // 2}", "method.crop_counts=1,2")
+    over = {base: [*csml, *sets(f"method.base={base}")] for base in ("simclr", "byol", "mocov3")}
+    return {
         "moco": ["--method", "moco"],
-        "cross": ["--method", "csml"],
-        "cross+levels": ["--method", "csml", *LEVELS],
-        "cross+levels+crops": ["--method", "csml", *LEVELS, *CROPS],
-        "moco+levels": ["--method", "moco", *LEVELS],
-        "moco+crops": ["--method", "moco", *CROPS],
-    },
-    "alignment": {
-        "levels-global": ["--method", "csml", *LEVELS],
-        "levels-patch": ["--method", "csml", *LEVELS, "--set", "method.alignment=patch"],
-        "levels-patch-lite": ["--method", "csml", *LEVELS, "--set", "method.alignment=patch-lite"],
-    },
-    "bases": {
-        f"{name}{'+csml' if over else ''}": ["--method", "csml", "--set", f"method.base={name}"] if over
-        else ["--method", name]
-        for name in ("simclr", "byol", "mocov3") for over in (False, True)
-    },
-    "cross-samples": {
-        "neighbour": ["--method", "csml"],
-        "random-partner": ["--method", "csml", "--set", "method.partner=random"],
-        "no-partner-term": ["--method", "csml", "--set", "method.terms=q,m"],
-        "no-mixed-term": ["--method", "csml", "--set", "method.terms=q,p"],
-        "k-1": ["--method", "csml", "--set", "method.neighbors=1"],
-        "late": ["--method", "csml", "--set", "method.warmup_epochs=15", "--set", "method.warmup_gates_mixed=true"],
-    },
-    "decisions": {
-        "crops-statistics": ["--method", "moco", *CROPS, "--set", "method.crop_statistics=true"],
-        "crops-no-statistics": ["--method", "moco", *CROPS, "--set", "method.crop_statistics=false"],
-        "moco-unshuffled": ["--method", "moco", "--set", "method.shuffle=false"],
-        "moco-filtered": ["--method", "moco", "--set", "method.queue_filter=0.9"],
-    },
+        "moco+levels": ["--method", "moco", *levels],
+        "moco+crops": ["--method", "moco", *crops],
+        "cross": csml,
+        "cross+levels": [*csml, *levels],
+        "cross+levels+crops": [*csml, *levels, *crops],
+        "levels-patch": [*csml, *levels, *sets("method.alignment=patch")],
+        "levels-patch-lite": [*csml, *levels, *sets("method.alignment=patch-lite")],
+        **{base: ["--method", base] for base in over},
+        **{f"{base}+cross": flags for base, flags in over.items()},
+        "random-partner": [*csml, *sets("method.partner=random")],
+        "no-partner-term": [*csml, *sets("method.terms=q,m")],
+        "no-mixed-term": [*csml, *sets("method.terms=q,p")],
+        "own-key-only": [*csml, *sets("method.weights=1,0")],
+        "k-1": [*csml, *sets("method.neighbors=1")],
+        "late": [*csml, *sets("method.warmup_epochs=15", "method.warmup_gates_mixed=true")],
+        "filtered": [*csml, *sets("method.queue_filter=0.9")],
+        "simclr, keys constant": ["--method", "simclr", *sets("method.key_gradient=false")],
+        "simclr+cross, keys constant": [*over["simclr"], *sets("method.key_gradient=false")],
+        "simclr+cross, partners negative": [*over["simclr"], *sets("method.partner_negatives=true")],
+        "mocov3+cross, partners negative": [*over["mocov3"], *sets("method.partner_negatives=true")],
+        "moco+crops, no statistics": ["--method", "moco", *crops, *sets("method.crop_statistics=false")],
+    }
+
+
+# Each set changes one thing at a time; a variant of two sets is trained once.
+SETS = {
+    "ladder": ["moco", "cross", "cross+levels", "cross+levels+crops", "moco+levels", "moco+crops"],
+    "alignment": ["cross+levels", "levels-patch", "levels-patch-lite"],
+    "bases": ["simclr", "simclr+cross", "byol", "byol+cross", "mocov3", "mocov3+cross"],
+    "cross-samples": ["cross", "random-partner", "no-partner-term", "no-mixed-term", "own-key-only", "k-1", "late",
+                      "filtered"],
+    "decisions": ["simclr", "simclr, keys constant", "simclr+cross", "simclr+cross, keys constant",
+                  "simclr+cross, partners negative", "mocov3+cross", "mocov3+cross, partners negative", "moco+crops",
+                  "moco+crops, no statistics"],
 }
 
 
@@ -64,18 +76,21 @@ def options():
     parser.add_argument("--csml", required=True)
     parser.add_argument("--data", required=True, help="folder of CIFAR-10's binary files")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--set", default="ladder", help=f"of {', '.join(VARIANTS)}; several by comma")
-    parser.add_argument("--only", default="", help="variants by comma; empty: all of the sets")
+    parser.add_argument("--set", default="ladder", help=f"of {', '.join(SETS)}; several by comma")
+    parser.add_argument("--only", default="", help="variants by semicolon; empty: all of the sets")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--equal-compute", type=float, default=0, metavar="MINUTES")
+    parser.add_argument("--size", type=int, default=32, help="pixels of a view and of the test; below 32 it is quicker")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", action="store_true")
     return parser.parse_args()
 
 
 def command(o, flags, epochs, seed, out):
-    return [o.csml, "pretrain", "--preset", "cifar10-small", *flags, "--epochs", str(epochs), "--seed", str(seed),
+    smaller = sets(f"augment.crop_size={o.size}", f"eval.size={o.size}", f"eval.resize={o.size}")
+    return [o.csml, "pretrain", "--preset", "cifar10-small", *flags, *(smaller if o.size != 32 else []),
+            "--epochs", str(epochs), "--seed", str(seed),
             "--threads", str(o.threads), "--workers", "0", "--device", "cpu",
             "--data", f"cifar10:{o.data}", "--test-data", f"cifar10:{o.data}?split=test", "--out", str(out)]
 
@@ -116,43 +131,47 @@ def seconds_per_epoch(o, name, flags):
     return rates[name]
 
 
+def folder(o, name, epochs, seed):
+    return o.out / f"{name.replace(', ', '-').replace(' ', '-')}-e{epochs}-s{seed}"
+
+
 def report(o, runs):
-    """A table of sets of (variant, epochs, flags)."""
+    """A table of sets of (variant, epochs, flags): the last evaluations, their mean and sample deviation."""
     seeds = o.seeds.split(",")
-    print("| | epochs | CPU min | " + " | ".join(f"seed {s}" for s in seeds) + " | mean |")
-    print("| --- " * (4 + len(seeds)) + "|")
+    print("| | epochs | CPU min | " + " | ".join(f"seed {s}" for s in seeds) + " | mean | deviation |")
+    print("| --- " * (5 + len(seeds)) + "|")
     for name, epochs, _ in runs:
-        last, minutes = [], []
-        for seed in seeds:
-            run = o.out / f"{name}-e{epochs}-s{seed}"
-            done = run / "cpu_seconds"
-            last.append(evaluations(run)[-1][1] if done.exists() else None)
-            minutes += [float(done.read_text()) / 60] if done.exists() else []
+        done = [folder(o, name, epochs, seed) / "cpu_seconds" for seed in seeds]
+        last = [evaluations(path.parent)[-1][1] if path.exists() else None for path in done]
+        minutes = [float(path.read_text()) / 60 for path in done if path.exists()]
         known = [v for v in last if v is not None]
-        mean = f"{sum(known) / len(known):.2f}" if known else ""
-        cost = f"{sum(minutes) / len(minutes):.1f}" if minutes else ""
-        print(f"| {name} | {epochs} | {cost} | " + " | ".join("" if v is None else f"{v:.2f}" for v in last) +
-              f" | {mean} |")
+        cells = ["" if v is None else f"{v:.2f}" for v in last]
+        print("| " + " | ".join([name, str(epochs), f"{statistics.mean(minutes):.1f}" if known else "", *cells,
+                                 f"{statistics.mean(known):.2f}" if known else "",
+                                 f"{statistics.stdev(known):.2f}" if len(known) > 1 else ""]) + " |")
 
 
 def main():
     o = options()
     o.out.mkdir(parents=True, exist_ok=True)
-    unknown = [s for s in o.set.split(",") if s not in VARIANTS]
+    unknown = [s for s in o.set.split(",") if s not in SETS]
     if unknown:
-        sys.exit(f"--set {unknown[0]}: unknown; there are {', '.join(VARIANTS)}")
+        sys.exit(f"--set {unknown[0]}: unknown; there are {', '.join(SETS)}")
+    names = list(dict.fromkeys(name for chosen in o.set.split(",") for name in SETS[chosen]))
+    only = [name.strip() for name in o.only.split(";")] if o.only else names
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        sys.exit(f"--only {unknown[0]}: not in --set {o.set}; there are {'; '.join(names)}")
     runs = []
-    for chosen in o.set.split(","):
-        for name, flags in VARIANTS[chosen].items():
-            if o.only and name not in o.only.split(","):
-                continue
-            epochs = o.epochs
-            if o.equal_compute:
-                epochs = max(1, round(o.equal_compute * 60 / seconds_per_epoch(o, name, flags)))
-            runs.append((name, epochs, flags))
+    for name in only:
+        flags = variants(o.size)[name]
+        epochs = o.epochs
+        if o.equal_compute:
+            epochs = max(1, round(o.equal_compute * 60 / seconds_per_epoch(o, name, flags)))
+        runs.append((name, epochs, flags))
     for seed in [] if o.report else o.seeds.split(","):
         for name, epochs, flags in runs:
-            out = o.out / f"{name}-e{epochs}-s{seed}"
+            out = folder(o, name, epochs, seed)
             spent = out / "cpu_seconds"
             if spent.exists():
                 continue

@@ -28,6 +28,7 @@ struct Base {
   bool predictor = false;        // anchors pass a predictor behind the head
   enum class Negatives { queue, keys, anchors_and_keys, none };
   Negatives negatives = Negatives::queue;
+  bool in_batch() const { return negatives == Negatives::keys || negatives == Negatives::anchors_and_keys; }
   int directions = 1;                         // 2: each view of a pair is anchor once (symmetrised)
   std::string head_bn = "none";               // of the published recipe: none | hidden | all
   Var (*loss)(const LossInput&) = nullptr;    // scalar, of one term

@@ -74,6 +74,9 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"method.form", &c.method.form, "of several positives: csml | out | in | mil (docs/method.md)"},
       {"method.queue_filter", &c.method.queue_filter,
        "negatives with a larger cosine to a positive do not count; 1: off"},
+      {"method.partner_negatives", &c.method.partner_negatives,
+       "csml over simclr, mocov3: the partners' views are negatives too"},
+      {"method.key_gradient", &c.method.key_gradient, "simclr: keys and negatives pass their gradient"},
       {"method.levels", &c.method.levels, "stages with a loss, of res2 … res5"},
       {"method.level_weights", &c.method.level_weights, "of the levels' losses, in their order; empty: all 1"},
       {"method.alignment", &c.method.alignment, "of levels below res5: global | patch | patch-lite"},
@@ -310,6 +313,11 @@ void check_method(const Config& c) {
           base_of(m).name, parts);
   require_one_of("method.form", m.form, {"csml", "out", "in", "mil"});
   require(m.queue_filter > -1, "method.queue_filter", "must be a cosine above -1 (1: off), got {}", m.queue_filter);
+  require(
+      !m.partner_negatives || (uses_partner(m) && base_of(m).in_batch()), "method.partner_negatives",
+      "needs csml, with a partner in its terms or weights, over a base whose negatives are the batch (simclr, mocov3)");
+  require(m.key_gradient || !base_of(m).momentum_encoder, "method.key_gradient",
+          "= false needs a base without momentum encoder (simclr); the keys of {} never pass one", base_of(m).name);
   check_levels(c);
   require(m.crop_weights.size() == 2 && m.crop_weights[0] >= 0 && m.crop_weights[1] >= 0, "method.crop_weights",
           "must be two weights of at least 0 (full views, each small crop), got [{}]", fmt::join(m.crop_weights, ", "));
@@ -397,6 +405,11 @@ void check_model_and_evaluation(const Config& c) {
 }
 
 }  // namespace
+
+bool uses_partner(const MethodConfig& m) {
+  return m.name == "csml" &&
+         (m.terms != std::vector<std::string>{"q"} || m.weights[1] != 0 || m.warmup_weights[1] != 0);
+}
 
 void resolve(Config& c) {
   require(c.data.workers >= 0 && c.data.workers <= 1024, "data.workers", "must be in 0 … 1024, got {}", c.data.workers);

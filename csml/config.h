@@ -57,7 +57,9 @@ struct MethodConfig {
   std::string partner = "neighbor";               // neighbor | random: where the cross-sample comes from
   bool warmup_gates_mixed = false;                // the mixed term too starts after the warm-up
   std::string form = "csml";                      // of several positives: csml | out | in | mil
-  double queue_filter = 1;  // negatives with a larger cosine to a positive do not count; 1: all count
+  double queue_filter = 1;         // negatives with a larger cosine to a positive do not count; 1: all count
+  bool partner_negatives = false;  // over a base whose negatives are the batch: the partners' views are some too
+  bool key_gradient = true;        // a base without momentum encoder: keys and negatives pass their gradient
   // Levels:
   std::vector<std::string> levels{"res5"};  // stages with a loss
   std::vector<double> level_weights;        // one per level; empty: all 1
@@ -138,6 +140,10 @@ struct ConfigKey {
 };
 /// The one table of all keys: TOML, environment, --set, JSON and the documentation are made from it.
 std::vector<ConfigKey> config_keys(Config& config);
+
+/// Whether CsMl shows partners at all. With the first term alone and no weight on the partner's key it is its base, and
+/// no partner is even loaded.
+bool uses_partner(const MethodConfig& method);
 
 /// {"section": {"key": value}} of every key, and back (unknown keys throw UsageError).
 nlohmann::json to_json(const Config& config);

@@ -32,8 +32,7 @@ Plan cross_sample_plan(const Config& config) {
   const MethodConfig& m = config.method;
   const Base& base = base_of(m);
   const auto uses = [&](const char* term) { return std::find(m.terms.begin(), m.terms.end(), term) != m.terms.end(); };
-  // With the first term alone and no weight on the partner's key this is the base, and the partner is not even loaded.
-  const bool cross = uses("p") || uses("m") || m.weights[1] != 0 || m.warmup_weights[1] != 0;
+  const bool cross = uses_partner(m);
   Plan plan;
   plan.directions = m.directions;
   plan.neighbors = cross;

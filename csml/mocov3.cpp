@@ -15,7 +15,10 @@ Base mocov3_base() {
           .head_bn = "all",
           .loss = contrastive_loss,
           .factor = [](const Config& c) { return 2 * c.method.temperature; },
-          .chance = [](const Config& c) { return std::log(static_cast<double>(c.train.batch_size)); }};
+          .chance =
+              [](const Config& c) {
+                return std::log((c.method.partner_negatives ? 2.0 : 1.0) * (c.train.batch_size - 1) + 1);
+              }};
 }
 
 }  // namespace csml

@@ -53,8 +53,8 @@ struct Plan {
   bool neighbors = false;                                                  // a view shows a neighbour
   std::function<StepDraw(const Config&, const StepInfo&)> draw = nullptr;  // null: StepDraw{} always
 
-  /// Slots by meaning: the two views of the sample.
-  static constexpr int kQ = 0, kK = 1;
+  /// Slots by meaning: the two views of the sample and, where `neighbors`, of its partner.
+  static constexpr int kQ = 0, kK = 1, kP = 2, kKp = 3;
 
   int add_view(const std::string& name, ViewSpec spec, int image, bool crop = false);
   /// Small crops (method.crop_*) of the sample as further anchors of the two views' keys.

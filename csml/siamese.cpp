@@ -137,7 +137,8 @@ Siamese::Siamese(Device& device, const Config& config, int in_channels, Plan pla
         "method.shuffle=false, or method.shuffle_span to the images of one process");
   std::vector<int32_t> own, ids;
   for (int64_t i = 0; i < layout_.local; ++i) own.push_back(static_cast<int32_t>(layout_.first + i));
-  for (int copies = base_.negatives == Base::Negatives::anchors_and_keys ? 2 : 1; copies > 0; --copies)
+  // A partner's row has the id of its sample: the anchor's own pair is no negative.
+  for (size_t copies = base_.in_batch() ? bank_slots(0).size() : 1; copies > 0; --copies)
     for (int64_t i = 0; i < layout_.global; ++i) ids.push_back(static_cast<int32_t>(i));
   own_ = Tensor::from(device, {layout_.local}, own);
   ids_ = Tensor::from(device, {static_cast<int64_t>(ids.size())}, ids);

@@ -97,6 +97,8 @@ class Siamese final : public Method {
   /// The rows of all processes, in the batch's order; the gradient of the whole batch flows back. The one place where
   /// negatives cross processes.
   Var gather_keys(const Var& rows);
+  /// Whose embeddings are the in-batch negatives of a direction.
+  std::vector<int> bank_slots(int direction) const;
   Var bank(const Level& level, size_t level_index, int direction);
   bool by_patches(const Level& level, const Plan::Term& term, int key) const;
   Var term_loss(const Level& level, size_t level_index, const Plan::Term& term, Similarity* similarity);

@@ -106,7 +106,10 @@ Siamese::Key Siamese::make_key(int slot, int number) {
 }
 
 Var Siamese::key_embedding(const Level& level, int slot) {
-  if (!f_k_) return anchor_embedding(level, slot);
+  if (!f_k_) {
+    const Var& embedding = anchor_embedding(level, slot);
+    return config_.method.key_gradient ? embedding : embedding.detach();
+  }
   const Var& whole = keys_.at(slot).embedding.at(level.stage);
   return layout_.parts == 1 ? whole : Var(whole.value().rows(part_ * layout_.part, layout_.part));
 }
@@ -154,6 +157,14 @@ const Tensor& Siamese::weights_of(Plan::Weights weights) const {
   return w_one_;
 }
 
+std::vector<int> Siamese::bank_slots(int direction) const {
+  const bool partners = config_.method.partner_negatives && plan_.neighbors;
+  if (base_.negatives == Base::Negatives::anchors_and_keys)
+    return partners ? std::vector{Plan::kQ, Plan::kK, Plan::kP, Plan::kKp} : std::vector{Plan::kQ, Plan::kK};
+  const std::vector<int> keys = direction == 0 ? std::vector{Plan::kK, Plan::kKp} : std::vector{Plan::kQ, Plan::kP};
+  return partners ? keys : std::vector{keys[0]};
+}
+
 Var Siamese::bank(const Level& level, size_t level_index, int direction) {
   if (base_.negatives == Base::Negatives::none) return {};
   if (base_.negatives == Base::Negatives::queue && !(compute_ != DType::f32 && streams_queue(config_.method)))
@@ -163,10 +174,10 @@ Var Siamese::bank(const Level& level, size_t level_index, int direction) {
   if (made) return made;
   if (base_.negatives == Base::Negatives::queue) {
     made = cast(Var(queues_[level_index].rows()), compute_);
-  } else if (both) {
-    made = concat_rows({gather_keys(anchor_embedding(level, Plan::kQ)), gather_keys(key_embedding(level, Plan::kK))});
   } else {
-    made = gather_keys(key_embedding(level, direction == 0 ? Plan::kK : Plan::kQ));
+    std::vector<Var> rows;
+    for (const int slot : bank_slots(direction)) rows.push_back(gather_keys(key_embedding(level, slot)));
+    made = rows.size() == 1 ? rows[0] : concat_rows(rows);
   }
   return made;
 }
@@ -179,8 +190,7 @@ bool Siamese::by_patches(const Level& level, const Plan::Term& term, int key) co
 }
 
 Var Siamese::term_loss(const Level& level, size_t level_index, const Plan::Term& term, Similarity* similarity) {
-  const bool in_batch =
-      base_.negatives == Base::Negatives::keys || base_.negatives == Base::Negatives::anchors_and_keys;
+  const bool in_batch = base_.in_batch();
   LossInput in{.config = config_,
                .anchor = {},
                .positives = {},

@@ -16,7 +16,10 @@ Base simclr_base() {
           .head_bn = "all",
           .loss = contrastive_loss,
           .factor = [](const Config& c) { return 1.0 / c.method.directions; },
-          .chance = [](const Config& c) { return std::log(2.0 * c.train.batch_size - 1); }};
+          .chance =
+              [](const Config& c) {
+                return std::log((c.method.partner_negatives ? 4.0 : 2.0) * (c.train.batch_size - 1) + 1);
+              }};
 }
 
 }  // namespace csml

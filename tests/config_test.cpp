@@ -189,6 +189,11 @@ TEST_CASE("values that cannot work together are refused by name") {
   CHECK(contains(refused({"method.momentum_schedule=step"}), "constant or cosine"));
   CHECK(contains(refused({"method.form=sum"}), "csml or out or in or mil"));
   CHECK(contains(refused({"method.queue_filter=-1"}), "method.queue_filter"));
+  CHECK(contains(refused({"method.partner_negatives=true"}), "method.partner_negatives"));
+  CHECK(
+      contains(refused({"method.base=simclr", "method.terms=q", "method.weights=1,0", "method.partner_negatives=true"}),
+               "with a partner"));
+  CHECK(contains(refused({"method.key_gradient=false"}), "method.key_gradient"));
   CHECK(refused({"method.levels=res4,res5"}) == "no error");
   CHECK(contains(refused({"method.levels=res5,res5"}), "twice"));
   CHECK(contains(refused({"method.levels=res4,res5", "method.level_weights=1"}), "as many entries"));

@@ -114,9 +114,11 @@ Config golden_config(const std::string& name) {
     c.method.crop_sizes = {12, 8};
     c.method.crop_counts = {1, 2};
   }
-  if (name == "csml_simclr") c.method.base = "simclr";
+  if (name.starts_with("csml_simclr")) c.method.base = "simclr";
   if (name == "csml_byol") c.method.base = "byol";
-  if (name == "csml_mocov3") c.method.base = "mocov3";
+  if (name.starts_with("csml_mocov3")) c.method.base = "mocov3";
+  c.method.partner_negatives = name.ends_with("_partners");
+  c.method.key_gradient = !name.ends_with("_constant");
   return c;
 }
 
@@ -202,6 +204,12 @@ TEST_CASE("steps of MoCo v3 equal PyTorch") { compare("mocov3"); }
 TEST_CASE("steps of CsMl over SimCLR equal PyTorch") { compare("csml_simclr"); }
 TEST_CASE("steps of CsMl over BYOL equal PyTorch") { compare("csml_byol"); }
 TEST_CASE("steps of CsMl over MoCo v3 equal PyTorch") { compare("csml_mocov3"); }
+
+TEST_CASE("steps of CsMl with the partners' views as negatives equal PyTorch") {
+  compare("csml_simclr_partners");
+  compare("csml_mocov3_partners");
+}
+TEST_CASE("steps of CsMl over SimCLR with constant keys equal PyTorch") { compare("csml_simclr_constant"); }
 
 TEST_CASE("CsMl without partner is its base, bit for bit, for every base") {
   for (const char* base : {"moco", "simclr", "byol", "mocov3"}) {

@@ -20,6 +20,11 @@ CASES["csml_crops"].update(crops=(12, 8, 8))
 for _name in ("simclr", "byol", "mocov3"):
     CASES[_name].update(base=_name, csml=False)
     CASES["csml_" + _name].update(base=_name)
+SEEDED = sorted(CASES)  # a case draws by its place here; later ones go to the end, so that the others stay as they are
+for _name, _options in (("csml_simclr_partners", dict(partners=True)), ("csml_mocov3_partners", dict(partners=True)),
+                        ("csml_simclr_constant", dict(constant=True))):
+    CASES[_name] = {**CASES[_name.rsplit("_", 1)[0]], **_options}
+    SEEDED.append(_name)
 WINDOW, STRIDE = 2, 1  # of the 4x4 map of res4
 
 
@@ -198,7 +203,9 @@ def step(case, q, k, queues, inputs):
                     keys[name, level][perm] = z
 
     def positive(b, level):
-        return anchor(b, level) if case["base"] == "simclr" else keys[b, level]
+        if case["base"] != "simclr":
+            return keys[b, level]
+        return anchor(b, level).detach() if case.get("constant") else anchor(b, level)
 
     own_rows = torch.eye(BATCH, dtype=torch.bool)
 
@@ -215,11 +222,12 @@ def step(case, q, k, queues, inputs):
     def negatives(level, direction):
         if case["base"] == "moco":
             return queues[level], None
-        if case["base"] == "mocov3":
-            return keys["q" if direction else "k", level], own_rows
-        if case["base"] == "simclr":
-            return torch.cat([anchor("q", level), anchor("k", level)]), torch.cat([own_rows, own_rows], 1)
-        return None, None
+        if case["base"] == "byol":
+            return None, None
+        names = ["q", "k"] if case["base"] == "simclr" else ["q"] if direction else ["k"]
+        if case.get("partners"):
+            names += ["p", "kp"] if case["base"] == "simclr" else ["p"] if direction else ["kp"]
+        return torch.cat([positive(b, level) for b in names]), torch.cat([own_rows] * len(names), 1)
 
     factor = {"moco": 1.0, "simclr": 0.5, "byol": 1.0, "mocov3": 2 * TEMPERATURE}[case["base"]]
     total = 0
@@ -263,7 +271,7 @@ def step(case, q, k, queues, inputs):
 
 
 def drawn(case, seed):
-    rng = np.random.default_rng([7, seed, sorted(CASES).index(case["name"])])
+    rng = np.random.default_rng([7, seed, SEEDED.index(case["name"])])
     views, key_names, _ = plan(case)
     inputs, pattern = {}, {}
     for i, view in enumerate(views):
