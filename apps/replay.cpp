@@ -9,7 +9,7 @@
 #include "csml/batch_layout.h"
 #include "csml/replay.h"
 #include "csml/saved_model.h"
-#include "csml/train_loop.h"
+#include "csml/steps_in_flight.h"
 #include "csml/views.h"
 #include "engine/log.h"
 #include "engine/ops.h"

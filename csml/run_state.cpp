@@ -1,6 +1,7 @@
 #include "csml/run_state.h"
 
 #include "csml/saved_model.h"
+#include "engine/json.h"
 #include "engine/log.h"
 #include "models/weights.h"
 
@@ -58,11 +59,17 @@ void RunState::restore(const Checkpoint& checkpoint) {
       throw Error(cat("{}: its neighbour table has shape {} for {} images", state.path().string(),
                       state.info("neighbors").shape.text(), data.size()));
   }
-  at = {checkpoint.step, checkpoint.epoch, checkpoint.user.value("batch", int64_t{0})};
-  purity = checkpoint.user.value("purity", -1.0);
-  churn = checkpoint.user.value("churn", -1.0);
-  skipped = checkpoint.user.value("skipped_steps", int64_t{0});
-  evaluation_due = checkpoint.user.value("evaluation_due", false);
+  const nlohmann::json& user = checkpoint.user;
+  try {
+    const auto count = [&](const char* key) { return user.contains(key) ? whole_number<int64_t>(user[key]) : 0; };
+    at = {checkpoint.step, checkpoint.epoch, count("batch")};
+    skipped = count("skipped_steps");
+    purity = user.value("purity", -1.0);
+    churn = user.value("churn", -1.0);
+    evaluation_due = user.value("evaluation_due", false);
+  } catch (const nlohmann::json::exception& e) {
+    throw Error(cat("{}: an entry of its manifest is of the wrong type: {}", checkpoint.folder.string(), e.what()));
+  }
   saved = at.step;
 }
 

@@ -19,12 +19,13 @@ std::vector<NamedArray> read_arrays(const SafetensorsFile& file, const std::stri
 
 SavedModel from_checkpoint(Device& device, const Checkpoint& checkpoint, const std::string& which) {
   SavedModel out;
-  if (!checkpoint.user.contains("config") || !checkpoint.user.contains("in_channels") ||
-      !checkpoint.user["in_channels"].is_number_integer())
+  try {
+    out.in_channels = whole_number<int>(checkpoint.user.at("in_channels"));
+    out.config = config_from_json(checkpoint.user.at("config"));
+  } catch (const nlohmann::json::exception&) {
     throw Error(cat("{}: its manifest holds no configuration; it was not written by csml pretrain or csml import",
                     checkpoint.folder.string()));
-  out.config = config_from_json(checkpoint.user["config"]);
-  out.in_channels = checkpoint.user["in_channels"].get<int>();
+  }
   out.source = checkpoint.folder.string();
   out.step = checkpoint.step;
   out.epoch = checkpoint.epoch;

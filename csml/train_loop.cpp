@@ -1,10 +1,8 @@
 #include "csml/train_loop.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
-#include <limits>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -14,8 +12,8 @@
 #include "csml/refresh.h"
 #include "csml/run_log.h"
 #include "csml/run_state.h"
+#include "csml/steps_in_flight.h"
 #include "engine/checkpoint_writer.h"
-#include "engine/step.h"
 
 namespace csml {
 
@@ -40,23 +38,16 @@ class Run {
         train_(open_dataset(config.data.train)),
         method_(make_method(device, config, train_->channels(), comm)),
         state_(config, *train_, *method_),
-        stop_vote_(Tensor::from(device, {1}, std::vector<int32_t>{0})),
-        step_(
-            device, [this] { step(); }, comm.recordable() ? 1 : std::numeric_limits<int>::max()),
-        most_in_flight_(options.steps_in_flight > 0 ? options.steps_in_flight
-                        : device.backend().stream() ? 2
-                                                    : 1) {
-    CHECK(most_in_flight_ <= 2, "{} steps in flight; at most 2", most_in_flight_);
-    for (InFlight& step : in_flight_) {
-      step.finite = device.backend().readback(sizeof(int32_t));
-      step.stop = device.backend().readback(sizeof(int32_t));
-    }
+        log_(options.out, device, comm, state_.at),
+        steps_(device, comm, state_, log_,
+               {.out = options.out, .most = options.steps_in_flight, .phase = [this](const std::string& text) {
+                  phase(text);
+                }}) {
     if (comm.rank() == 0) {
       store_.emplace(options.out, CheckpointStore::Options{.keep_last = config.train.keep_checkpoints,
                                                            .warn = [](const std::string& l) { log_warn(l); }});
       writer_.emplace(config.train.checkpoint_retry_seconds);
     }
-    log_.emplace(options.out, device, comm, state_.at);
     if (!config.data.test.empty()) test_ = open_dataset(config.data.test);
     steps_per_epoch_ = train_->size() / config.train.batch_size;
     if (steps_per_epoch_ < 1)
@@ -73,8 +64,6 @@ class Run {
   void read_checkpoint();
   void check_same_data();
   bool train_epoch();
-  void step();
-  void train_step(const Batch& batch);
   void log_step(int64_t steps);
   void log_epoch(double seconds);
   bool refresh_neighbors();
@@ -83,16 +72,10 @@ class Run {
   void start_saving();
   void finish_saving();
   void tell_saved();
-  struct InFlight;
-  void read_signals(InFlight& step);
-  void settle();
-  void settle_all();
-  void alarm(const InFlight& step);
-  void capture(const InFlight& step);
   bool stop_asked();
   bool stop_agreed();
   void phase(const std::string& text);
-  int64_t bad_images() const { return log_->bad_images(*loader_); }
+  int64_t bad_images() const { return log_.bad_images(*loader_); }
   bool out_of_steps() const { return config_.train.max_steps > 0 && at_.step >= config_.train.max_steps; }
 
   Device& device_;
@@ -106,26 +89,13 @@ class Run {
   std::optional<CheckpointStore> store_;    // rank 0's
   StateCopy copy_;                          // what the writer writes
   std::optional<CheckpointWriter> writer_;  // rank 0's; after what it uses
-  std::optional<RunLog> log_;
-  Tensor stop_vote_;  // i32 [1]
-  Step step_;
+  RunLog log_;
+  StepsInFlight steps_;
   std::unique_ptr<Loader> loader_;
   int64_t steps_per_epoch_ = 0;
   bool at_floor_ = false;  // of the loss scale
   std::optional<Progress> progress_;
   RunResult result_;
-  /// A step that was started, until the host has seen what became of it. With two of them the device has the next one
-  /// before the host knows about the one before, and never waits.
-  struct InFlight {
-    Position before;
-    std::vector<int64_t> samples, neighbors;
-    std::unique_ptr<Readback> finite, stop;
-  };
-  std::array<InFlight, 2> in_flight_;  // step n: n mod 2
-  int unsettled_ = 0, most_in_flight_;
-  int non_finite_ = 0;      // steps in a row up to now
-  bool all_finite_ = true;  // steps since the last step line
-  bool stop_seen_ = false;  // a process was asked to stop
   Clock::time_point start_ = Clock::now();
   bool out_of_time_ = false;
   // Since the last step line
@@ -157,8 +127,8 @@ bool Run::stop_agreed() {
 }
 
 RunResult Run::go() {
-  loader_ = std::make_unique<Loader>(*train_, method_->views(),
-                                     training_loader_options(config_, comm_, log_->on_bad_image()));
+  loader_ =
+      std::make_unique<Loader>(*train_, method_->views(), training_loader_options(config_, comm_, log_.on_bad_image()));
   resume();
   log_info(cat("training {} on {}: {} epochs of {} steps, batch {}, {} parameters, device {}{}", config_.method.name,
                train_->describe(), config_.train.epochs, steps_per_epoch_, config_.train.batch_size,
@@ -181,11 +151,11 @@ RunResult Run::go() {
   progress_->finish();
   result_.stopped = stop && (at_.epoch < config_.train.epochs || state_.evaluation_due);
   phase("the last checkpoint");
-  log_->share_bad_images();
+  log_.share_bad_images();
   finish_saving();
   if (result_.stopped)
-    log_->event("stopped", cat("{}; the same command goes on",
-                               out_of_time_ ? "train.max_hours are over" : "a signal asked the run to stop"));
+    log_.event("stopped", cat("{}; the same command goes on",
+                              out_of_time_ ? "train.max_hours are over" : "a signal asked the run to stop"));
   result_.steps = at_.step;
   result_.epochs = at_.epoch;
   result_.bad_images = bad_images();
@@ -207,7 +177,9 @@ bool Run::train_epoch() {
   Batch batch;
   phase(cat("the loading of step {}", at_.step + 1));
   while (loader_->next(batch)) {
-    train_step(batch);
+    interval_wait_ += batch.wait_seconds;
+    phase(cat("step {}", at_.step + 1));
+    steps_.start(batch, stop_asked());
     ++since_log;
     const bool last = at_.batch == steps_per_epoch_;
     if (at_.step % config_.train.log_every_steps == 0 || last) {
@@ -220,13 +192,13 @@ bool Run::train_epoch() {
     const int every = config_.train.checkpoint_every_steps;
     if (every > 0 && at_.step % every == 0 && !last) start_saving();
     tell_saved();
-    const bool stop = comm_.size() == 1 ? stop_asked() : stop_seen_;
+    const bool stop = comm_.size() == 1 ? stop_asked() : steps_.stop_seen();
     if ((stop || out_of_steps()) && !last) return stop;
     phase(cat("the loading of step {}", at_.step + 1));
   }
   phase(cat("the end of epoch {}", at_.epoch));
-  settle_all();
-  log_->share_bad_images();
+  steps_.settle_all();
+  log_.share_bad_images();
   log_epoch(seconds_since(start));
   ++at_.epoch;
   at_.batch = 0;
@@ -238,58 +210,6 @@ bool Run::train_epoch() {
   return stop_agreed();
 }
 
-/// What is recorded.
-void Run::step() {
-  method_->step();
-  if (comm_.size() > 1) comm_.all_reduce_max(stop_vote_);
-}
-
-void Run::train_step(const Batch& batch) {
-  interval_wait_ += batch.wait_seconds;
-  phase(cat("step {}", at_.step + 1));
-  method_->load(batch, state_.step_info());
-  stop_vote_.upload(std::vector<int32_t>{stop_asked() ? 1 : 0});
-  step_.run();
-  InFlight& started = in_flight_[static_cast<size_t>(at_.step % 2)];
-  started.before = at_;
-  started.samples = batch.samples;
-  started.neighbors = batch.neighbors;
-  read_signals(started);
-  ++unsettled_;
-  ++at_.step;
-  ++at_.batch;
-  if (unsettled_ == most_in_flight_) settle();
-}
-
-void Run::read_signals(InFlight& step) {
-  step.finite->start(ConstView(method_->finite()).data);
-  step.stop->start(ConstView(stop_vote_).data);
-}
-
-/// Waits for the oldest step in flight and acts on what became of it.
-void Run::settle() {
-  const InFlight& oldest = in_flight_[static_cast<size_t>((at_.step - unsettled_) % 2)];
-  if (unsettled_ > 1) phase(cat("the end of step {}", oldest.before.step + 1));
-  const auto value = [](Readback& readback) { return *static_cast<const int32_t*>(readback.wait()); };
-  const bool finite = value(*oldest.finite) == 1;
-  stop_seen_ = stop_seen_ || value(*oldest.stop) != 0;
-  --unsettled_;
-  if (finite) {
-    non_finite_ = 0;
-    return;
-  }
-  alarm(oldest);
-  method_->go_on();
-  if (unsettled_ == 0) return;
-  // The next step found the flag set and changed nothing: now it takes place. Its inputs are still there.
-  step_.run();
-  read_signals(in_flight_[static_cast<size_t>((at_.step - 1) % 2)]);
-}
-
-void Run::settle_all() {
-  while (unsettled_ > 0) settle();
-}
-
 void Run::log_epoch(double seconds) {
   nlohmann::json line{{"kind", "epoch"},
                       {"loss", epoch_loss_ / static_cast<double>(std::max<int64_t>(1, epoch_steps_))},
@@ -299,13 +219,13 @@ void Run::log_epoch(double seconds) {
     line["purity"] = state_.purity >= 0 ? nlohmann::json(state_.purity) : nlohmann::json();
     line["churn"] = state_.churn >= 0 ? nlohmann::json(state_.churn) : nlohmann::json();
   }
-  log_->write(std::move(line));
+  log_.write(std::move(line));
 }
 
 void Run::log_step(int64_t steps) {
-  settle_all();
+  steps_.settle_all();
   nlohmann::json line = method_->measure(steps);
-  line["finite"] = std::exchange(all_finite_, true);
+  line["finite"] = steps_.take_all_finite();
   const double elapsed = seconds_since(interval_start_);
   const double per_second = static_cast<double>(steps * config_.train.batch_size) / std::max(1e-9, elapsed);
   result_.loss = line["loss"].get<double>();
@@ -324,67 +244,17 @@ void Run::log_step(int64_t steps) {
   }
   const bool at_floor = line.contains("loss_scale") && line["skipped_steps"] > 0 &&
                         line["loss_scale"] == config_.train.loss_scale.smallest;
-  log_->write(std::move(line));
+  log_.write(std::move(line));
   if (at_floor && !at_floor_) {
     log_warn(
         cat("step {}: the loss scale has fallen to train.loss_scale_min = {}: fp16 gradients overflow; use "
             "--precision bf16, or lower schedule.lr",
             at_.step, config_.train.loss_scale.smallest));
-    log_->event("loss_scale_floor", "the loss scale has fallen to train.loss_scale_min");
+    log_.event("loss_scale_floor", "the loss scale has fallen to train.loss_scale_min");
   }
   at_floor_ = at_floor;
   interval_start_ = Clock::now();
   interval_wait_ = 0;
-}
-
-/// A step without a finite gradient changed nothing and is counted, the first of a row is captured, and too many of
-/// them end the run.
-void Run::alarm(const InFlight& step) {
-  ++state_.skipped;
-  all_finite_ = false;
-  if (++non_finite_ == 1) {
-    const std::string text = cat("step {}: the gradient is not finite; the step changes nothing", step.before.step + 1);
-    log_warn(text);
-    log_->event("non_finite", text);
-    capture(step);
-  }
-  const int64_t first = step.before.step + 2 - non_finite_;
-  if (non_finite_ >= config_.train.max_non_finite_steps)
-    throw Error(
-        cat("no finite gradient in {} steps from step {} on, nothing is learnt any more; lower schedule.lr, or see "
-            "where it comes from: csml replay --run {} --step {}",
-            non_finite_, first, options_.out.string(), first));
-}
-
-/// Keeps what a step that changed nothing started from: a checkpoint with the numbers of its images.
-void Run::capture(const InFlight& from) {
-  namespace fs = std::filesystem;
-  const nlohmann::json mine{{"samples", from.samples}, {"neighbors", from.neighbors}};
-  const std::vector<std::string> all = gather_text(comm_, device_, mine.dump());
-  if (!store_) return;
-  const fs::path folder = options_.out / kCaptures;
-  try {
-    std::error_code error;
-    fs::create_directories(folder, error);
-    if (std::distance(fs::directory_iterator(folder), fs::directory_iterator()) >= config_.train.captured_steps) return;
-    nlohmann::json samples = nlohmann::json::array(), neighbors = nlohmann::json::array();
-    for (const std::string& text : all) {
-      const nlohmann::json part = nlohmann::json::parse(text);
-      samples.insert(samples.end(), part["samples"].begin(), part["samples"].end());
-      neighbors.insert(neighbors.end(), part["neighbors"].begin(), part["neighbors"].end());
-    }
-    const int64_t step = from.before.step + 1;
-    RunState before = state_;
-    before.at = from.before;
-    StateCopy copy;
-    copy.take(before, {{"capture",
-                        {{"step", step},
-                         {"seed", config_.train.seed},
-                         {"processes", comm_.size()},
-                         {"samples", samples},
-                         {"neighbors", neighbors}}}});
-    write_checkpoint(folder / cat("step_{:08d}", step), copy.content().checkpoint);
-  } catch (const std::exception& e) { log_warn(cat("{}; the step is not captured", e.what())); }
 }
 
 /// False when the run is asked to end meanwhile; the state is then what it was.
@@ -392,14 +262,14 @@ bool Run::refresh_neighbors() {
   const Clock::time_point start = Clock::now();
   phase(cat("the neighbour search of epoch {}", at_.epoch));
   try {
-    find_neighbors(device_, comm_, state_, log_->on_bad_image(), [this] { return !stop_agreed(); });
+    find_neighbors(device_, comm_, state_, log_.on_bad_image(), [this] { return !stop_agreed(); });
   } catch (const Interrupted&) { return false; }
-  log_->write({{"kind", "event"},
-               {"event", "neighbors"},
-               {"k", config_.method.neighbors},
-               {"purity", state_.purity >= 0 ? nlohmann::json(state_.purity) : nlohmann::json()},
-               {"churn", state_.churn >= 0 ? nlohmann::json(state_.churn) : nlohmann::json()},
-               {"seconds", seconds_since(start)}});
+  log_.write({{"kind", "event"},
+              {"event", "neighbors"},
+              {"k", config_.method.neighbors},
+              {"purity", state_.purity >= 0 ? nlohmann::json(state_.purity) : nlohmann::json()},
+              {"churn", state_.churn >= 0 ? nlohmann::json(state_.churn) : nlohmann::json()},
+              {"seconds", seconds_since(start)}});
   return true;
 }
 
@@ -432,23 +302,23 @@ void Run::measure_knn() {
   const KnnResult knn = knn_classify(bank, queries, knn_train_->class_count(), {config_.eval.knn_k},
                                      config_.eval.knn_temperature, comm_)[0];
   result_.knn_top1 = knn.top1;
-  log_->write({{"kind", "eval"},
-               {"task", "knn"},
-               {"top1", knn.top1},
-               {"top5", knn.top5},
-               {"k", knn.k},
-               {"temperature", knn.temperature},
-               {"features", "backbone"},
-               {"encoder", "q"},
-               {"n_train", knn_train_->size()},
-               {"n_test", knn_test_->size()},
-               {"protocol", "online weighted k-NN, un-augmented images, running statistics"},
-               {"seconds", seconds_since(start)}});
+  log_.write({{"kind", "eval"},
+              {"task", "knn"},
+              {"top1", knn.top1},
+              {"top5", knn.top5},
+              {"k", knn.k},
+              {"temperature", knn.temperature},
+              {"features", "backbone"},
+              {"encoder", "q"},
+              {"n_train", knn_train_->size()},
+              {"n_test", knn_test_->size()},
+              {"protocol", "online weighted k-NN, un-augmented images, running statistics"},
+              {"seconds", seconds_since(start)}});
 }
 
 /// Hands the state to the writer. A write in progress is waited for first: two at once would need two copies.
 void Run::start_saving() {
-  settle_all();
+  steps_.settle_all();
   state_.saved = at_.step;
   if (!writer_) return;  // rank 0 keeps the folder
   phase(cat("the writing of a checkpoint before that of step {}", at_.step));
@@ -457,7 +327,7 @@ void Run::start_saving() {
     const std::string text =
         cat("the checkpoint of step {} waited {:.1f} s for the one before to be written", at_.step, waited);
     log_info(text);
-    log_->event("checkpoint_waited", text);
+    log_.event("checkpoint_waited", text);
   }
   copy_.take(state_);
   writer_->start(copy_.step(), [this] { return store_->save(copy_.content().checkpoint); });
@@ -492,7 +362,7 @@ void Run::tell_saved() {
       continue;
     }
     log_warn(cat("{}; training goes on, a checkpoint is tried again", o.error));
-    log_->event("checkpoint_failed", o.error);
+    log_.event("checkpoint_failed", o.error);
   }
 }
 
@@ -501,10 +371,10 @@ void Run::resume() {
   check_same_data();
   if (store_) read_checkpoint();
   state_.share(device_, comm_);
-  log_->begin_events();
+  log_.begin_events();
   if (state_.saved < 0) return;
   log_info(cat("resuming from {}: step {}, epoch {}", result_.checkpoint.string(), at_.step, at_.epoch));
-  log_->event("resumed", result_.checkpoint.filename().string());
+  log_.event("resumed", result_.checkpoint.filename().string());
 }
 
 /// Every process must draw the same images from the same numbers.
@@ -541,7 +411,7 @@ void Run::read_checkpoint() {
   }
   state_.restore(*checkpoint);
   result_.checkpoint = checkpoint->folder;
-  log_->drop_after(at_.step);
+  log_.drop_after(at_.step);
 }
 
 }  // namespace

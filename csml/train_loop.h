@@ -12,9 +12,6 @@
 
 namespace csml {
 
-/// Folder of a run that holds the steps captured for csml replay: checkpoints of the state they started from.
-inline constexpr const char* kCaptures = "captures";
-
 enum class ResumeMode { automatic, never };
 
 struct RunOptions {
@@ -24,9 +21,7 @@ struct RunOptions {
   std::filesystem::path init_from;          // torchvision-named weights to start both encoders from; may be empty
   const std::atomic<bool>* stop = nullptr;  // set by a signal handler: finish the step, write a checkpoint, return
   std::function<void(const std::string&)> phase;  // told what the run does from now on; may be empty
-  /// Steps that the device may have before the host has seen what became of the first: 1 or 2, with the same result; 0:
-  /// 2 on a GPU, and 1 on the CPU, where nothing would be gained.
-  int steps_in_flight = 0;
+  int steps_in_flight = 0;                        // at most (csml/steps_in_flight.h); 0: as the device wants
 };
 
 struct RunResult {

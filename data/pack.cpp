@@ -46,13 +46,13 @@ Pack read_pack(const fs::path& path) {
   if (pack.value("version", json()) != kPackVersion) throw damaged("a version that this program does not read");
   Pack out;
   try {
-    out.images = pack.at("images").get<int64_t>();
+    out.images = whole_number<int64_t>(pack.at("images"));
     for (const json& name : pack.at("classes")) out.class_names.push_back(name.get_ref<const std::string&>());
     if (const json& pixels = pack.at("pixels"); !pixels.is_null()) {
       int* const extents[] = {&out.height, &out.width, &out.channels};
       if (pixels.size() != 3) throw damaged("pixels are not [height, width, channels]");
       for (size_t i = 0; i < 3; ++i) {
-        const auto extent = pixels.at(i).get<int64_t>();
+        const auto extent = whole_number<int64_t>(pixels.at(i));
         if (extent < 1 || extent > 65'500) throw damaged("an extent of the pixels that no image has");
         *extents[i] = static_cast<int>(extent);
       }
@@ -62,8 +62,8 @@ Pack read_pack(const fs::path& path) {
       const auto& file = shard.at("file").get_ref<const std::string&>();
       if (file.empty() || file.find('/') != std::string::npos || file.starts_with('.'))
         throw damaged("the name of a shard is no file's name");
-      out.shards.emplace_back(
-          file, FileDigest{shard.at("bytes").get<uint64_t>(), shard.at("xxh3_128").get_ref<const std::string&>()});
+      out.shards.emplace_back(file, FileDigest{whole_number<uint64_t>(shard.at("bytes")),
+                                               shard.at("xxh3_128").get_ref<const std::string&>()});
     }
   } catch (const json::exception&) { throw damaged("an entry is missing or of the wrong type"); }
   if (out.shards.empty()) throw damaged("it names no shard");

@@ -11,6 +11,8 @@
 #include <charconv>
 #include <cstring>
 
+#include "engine/json.h"
+
 namespace csml {
 
 namespace fs = std::filesystem;
@@ -85,7 +87,8 @@ bool looks_complete(const fs::path& folder, bool* milestone) {
     const json manifest = read_manifest(folder / kManifest);
     *milestone = manifest.at("milestone").get<bool>();
     for (const char* name : {kModel, kState})
-      if (fs::file_size(folder / name) != manifest.at("files").at(name).at("bytes").get<uint64_t>()) return false;
+      if (fs::file_size(folder / name) != whole_number<uint64_t>(manifest.at("files").at(name).at("bytes")))
+        return false;
     return true;
   } catch (const std::exception&) { return false; }
 }
@@ -154,13 +157,13 @@ Checkpoint open_checkpoint(const fs::path& folder) {
   Checkpoint checkpoint{.folder = folder, .user = json::object()};
   json files;
   try {
-    checkpoint.step = manifest.at("step").get<int64_t>();
-    checkpoint.epoch = manifest.at("epoch").get<int64_t>();
+    checkpoint.step = whole_number<int64_t>(manifest.at("step"));
+    checkpoint.epoch = whole_number<int64_t>(manifest.at("epoch"));
     checkpoint.milestone = manifest.at("milestone").get<bool>();
     checkpoint.user = manifest.at("user");
     files = manifest.at("files");
     for (const char* name : {kModel, kState}) {
-      const FileDigest expected{files.at(name).at("bytes").get<uint64_t>(),
+      const FileDigest expected{whole_number<uint64_t>(files.at(name).at("bytes")),
                                 files.at(name).at("xxh3_128").get<std::string>()};
       const fs::path path = folder / name;
       std::error_code error;

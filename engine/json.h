@@ -1,9 +1,12 @@
 // JSON out of files that anybody may have written, and back on one line.
 #pragma once
 
+#include <concepts>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace csml {
 
@@ -18,6 +21,20 @@ inline nlohmann::json parse_json(std::string_view text) {
   };
   nlohmann::json value = nlohmann::json::parse(text.begin(), text.end(), shallow, false);
   return deep ? nlohmann::json(nlohmann::json::value_t::discarded) : value;
+}
+
+/// A whole number of T's range. Throws nlohmann::json::type_error for anything else; get<T>() would also take true and
+/// 0.5, and is undefined for 1e86.
+template <std::integral T>
+T whole_number(const nlohmann::json& value) {
+  if (value.is_number_unsigned()) {
+    const auto number = value.get<uint64_t>();
+    if (std::in_range<T>(number)) return static_cast<T>(number);
+  } else if (value.is_number_integer()) {
+    const auto number = value.get<int64_t>();
+    if (std::in_range<T>(number)) return static_cast<T>(number);
+  }
+  throw nlohmann::json::type_error::create(302, "not a whole number of its range", &value);
 }
 
 /// JSON as text on one line; bytes that are not UTF-8 (of a file's name) are replaced.

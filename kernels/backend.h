@@ -13,20 +13,10 @@
 #include <vector>
 
 #include "kernels/color.h"
+#include "kernels/readback.h"
 #include "kernels/types.h"
 
 namespace csml {
-
-/// A few bytes of device memory as they are at one moment of the device's work, which the host reads when it likes.
-class Readback {
- public:
-  virtual ~Readback() = default;
-  /// Copies them once everything queued before is done; the host does not wait. Not recorded. A second start() before
-  /// wait() drops the first.
-  virtual void start(const void* device) = 0;
-  /// Waits for the last start() and for nothing queued after it. Valid until the next start().
-  virtual const void* wait() = 0;
-};
 
 /// A recorded sequence of calls. run() repeats them on the same memory with the same values.
 class Replay {
@@ -68,7 +58,10 @@ class Backend {
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
   /// For values of `bytes` bytes, up to a few pages.
-  virtual std::unique_ptr<Readback> readback(size_t bytes);
+  virtual std::unique_ptr<Readback> readback(size_t bytes) {
+    return std::make_unique<DownloadedReadback>(
+        bytes, [this](void* host, const void* device, size_t count) { download(host, device, count); });
+  }
   /// Runs work once and returns a Replay that repeats its calls: same pointers, same values.
   virtual std::unique_ptr<Replay> record(const std::function<void()>& work) = 0;
   /// Runs `call` on the host, in the order of the kernels around it, and again in every replay of a recording it stands
@@ -390,8 +383,8 @@ class Backend {
   };
   virtual void best_window(const BestWindow&) = 0;
 
-  // ---- commit: the only calls that change state; where `finite` holds 0, only update_loss_scale does
-  // -----------------
+  // ---- commit: the only calls that change state; `finite` 0: only update_loss_scale does
+  // ------------------------------
   /// flag [1] i32 = 1 if every x[i] is finite, else 0; accumulate: flag = flag and that.
   struct AllFinite {
     ConstView x{};
@@ -486,21 +479,5 @@ class Backend {
   };
   virtual void cut_mix(const CutMix&) = 0;
 };
-
-/// Of a backend that has done its work when a call returns.
-class DownloadedReadback final : public Readback {
- public:
-  DownloadedReadback(Backend& backend, size_t bytes) : backend_(backend), bytes_(bytes) {}
-  void start(const void* device) override { backend_.download(bytes_.data(), device, bytes_.size()); }
-  const void* wait() override { return bytes_.data(); }
-
- private:
-  Backend& backend_;
-  std::vector<std::byte> bytes_;
-};
-
-inline std::unique_ptr<Readback> Backend::readback(size_t bytes) {
-  return std::make_unique<DownloadedReadback>(*this, bytes);
-}
 
 }  // namespace csml

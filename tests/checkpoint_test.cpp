@@ -141,7 +141,11 @@ TEST_CASE("checkpoint: a manifest with a right checksum but wrong entries is ref
   };
   CHECK(refused([](json&) {}).empty());
   CHECK(contains(refused([](json& m) { m.erase("step"); }), "missing or of the wrong type"));
-  CHECK(contains(refused([](json& m) { m["epoch"] = "x"; }), "missing or of the wrong type"));
+  for (const json& value : {json("x"), json(1e86), json(0.5), json(true), json(nullptr), json(uint64_t{1} << 63)})
+    CHECK(contains(refused([&](json& m) { m["epoch"] = value; }), "missing or of the wrong type"));
+  CHECK(contains(refused([](json& m) { m["files"]["state.safetensors"]["bytes"] = -1; }),
+                 "missing or of the wrong type"));
+  CHECK(contains(refused([](json& m) { m["files"]["state.safetensors"]["bytes"] = 1e86; }), "of the wrong type"));
   CHECK(contains(refused([](json& m) { m["files"].erase("state.safetensors"); }), "missing or of the wrong type"));
   CHECK(contains(refused([](json& m) { m["version"] = 99; }), "format version 99"));
   std::string deep(1000, '[');

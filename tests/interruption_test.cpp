@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "csml/replay.h"
+#include "csml/steps_in_flight.h"
 #include "kernels/cpu/backend.h"
 
 #include "tests/run_fixture.h"

@@ -120,6 +120,11 @@ TEST_CASE("an index that cannot be is refused with one line") {
   CHECK(contains(refused([](auto& p) { p["shards"] = nlohmann::json::array(); }), "names no shard"));
   CHECK(contains(refused([](auto& p) { p["pixels"] = {0, 1, 3}; }), "an extent of the pixels"));
   CHECK(contains(refused([](auto& p) { p["pixels"] = {2, 3, 3}; }), "pixels"));
+  for (const nlohmann::json& value : {nlohmann::json(1e86), nlohmann::json(5.5), nlohmann::json(true)}) {
+    CHECK(contains(refused([&](auto& p) { p["images"] = value; }), "missing or of the wrong type"));
+    CHECK(contains(refused([&](auto& p) { p["pixels"] = {value, 3, 3}; }), "missing or of the wrong type"));
+    CHECK(contains(refused([&](auto& p) { p["shards"][0]["bytes"] = value; }), "missing or of the wrong type"));
+  }
   spill(index, "{");
   CHECK(contains(open_error(out), "not the index of a pack"));
 }
