@@ -1,6 +1,12 @@
 #include "apps/config.h"
 
+// toml++ 3.3 asserts, or with NDEBUG lets the compiler assume, what a text such as "[&" breaks, just before it looks
+// for that itself and says so. So it shall do neither.
+#pragma push_macro("NDEBUG")
+#undef NDEBUG
+#define TOML_ASSERT(condition) static_assert(true)
 #include <toml++/toml.h>
+#pragma pop_macro("NDEBUG")
 
 #include <algorithm>
 #include <numeric>

@@ -12,7 +12,6 @@
 #include "csml/run_log.h"
 #include "csml/run_state.h"
 #include "engine/step.h"
-#include "kernels/readback.h"
 
 namespace csml {
 
