@@ -14,7 +14,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t bytes) {
                       (spec.channels == 1 || spec.channels == 3),
                   "options are in their ranges");
     // What asks for more than memory has is refused, too slow to try otherwise.
-    const bool small = spec.limit <= 200 && spec.size <= 32, huge = spec.limit > int64_t{1} << 34;
+    const bool small = spec.limit >= 1 && spec.limit <= 200 && spec.size <= 32, huge = spec.limit > int64_t{1} << 34;
     if (spec.kind != "synthetic" || !(small || huge)) return;
     const auto set = open_dataset(text);
     fuzz::require(spec.limit == 0 || set->size() <= spec.limit, "there are at most limit=N images");
