@@ -88,10 +88,12 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"method.crop_scale_max", &c.method.crop_scale_max, "largest share of the area, per size; empty: by the side"},
       {"method.crop_weights", &c.method.crop_weights, "of the full views' loss, and of each small crop's"},
       {"method.crop_statistics", &c.method.crop_statistics, "small crops update the running statistics"},
+      {"method.second_blur_p", &c.method.second_blur_p, "augment.blur_p of the second views, k and kp; -1: the same"},
+      {"method.second_solarize_p", &c.method.second_solarize_p, "augment.solarize_p of the second views; -1: the same"},
 
       {"optimizer.kind", &c.optimizer.kind, "sgd | lars | adamw"},
       {"optimizer.momentum", &c.optimizer.momentum, "sgd, lars"},
-      {"optimizer.weight_decay", &c.optimizer.weight_decay, "on all parameters"},
+      {"optimizer.weight_decay", &c.optimizer.weight_decay, "on all parameters; lars: but biases and batch norm"},
       {"optimizer.trust", &c.optimizer.trust, "lars: trust coefficient"},
       {"optimizer.beta1", &c.optimizer.beta1, "adamw"},
       {"optimizer.beta2", &c.optimizer.beta2, "adamw"},
@@ -319,6 +321,9 @@ void check_method(const Config& c) {
   require(m.key_gradient || !base_of(m).momentum_encoder, "method.key_gradient",
           "= false needs a base without momentum encoder (simclr); the keys of {} never pass one", base_of(m).name);
   check_levels(c);
+  for (const auto& [key, p] :
+       {std::pair{"method.second_blur_p", m.second_blur_p}, std::pair{"method.second_solarize_p", m.second_solarize_p}})
+    require(p == -1 || (p >= 0 && p <= 1), key, "must be a probability, or -1 (as of the first view), got {}", p);
   require(m.crop_weights.size() == 2 && m.crop_weights[0] >= 0 && m.crop_weights[1] >= 0, "method.crop_weights",
           "must be two weights of at least 0 (full views, each small crop), got [{}]", fmt::join(m.crop_weights, ", "));
   crop_recipes(c);

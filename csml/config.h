@@ -72,6 +72,8 @@ struct MethodConfig {
   std::vector<double> crop_scale_min, crop_scale_max;  // shares of the area; empty: augment's times size / crop_size
   std::vector<double> crop_weights{0.5, 0.5};          // of the full views' loss, and of each small crop's
   bool crop_statistics = true;                         // small crops update the running statistics
+  // The second view of an image (k, kp), where it differs from the first (BYOL, MoCo v3); -1: as augment's
+  double second_blur_p = -1, second_solarize_p = -1;
 };
 
 struct TrainConfig {

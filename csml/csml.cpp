@@ -39,8 +39,13 @@ Plan cross_sample_plan(const Config& config) {
   plan.draw = draw;
   const bool shuffled = base.momentum_encoder && plan.directions == 1;
   const auto view = [&](const char* name, ViewSpec::Source source, int shuffle, int image) {
-    return plan.add_view(
-        name, {.source = source, .augment = config.augment, .number = 0, .shuffle = shuffled ? shuffle : -1}, image);
+    const bool second = shuffle >= 0;  // k, kp
+    return plan.add_view(name,
+                         {.source = source,
+                          .augment = second ? second_view(config) : config.augment,
+                          .number = 0,
+                          .shuffle = shuffled ? shuffle : -1},
+                         image);
   };
   const int q = view("q", ViewSpec::Source::own, -1, 0), k = view("k", ViewSpec::Source::own, 0, 0);
   if (!cross) {

@@ -10,6 +10,14 @@ int Plan::add_view(const std::string& name, ViewSpec spec, int image, bool crop)
   return static_cast<int>(slots.size()) - 1;
 }
 
+AugmentConfig second_view(const Config& config) {
+  const MethodConfig& m = config.method;
+  AugmentConfig recipe = config.augment;
+  if (m.second_blur_p >= 0) recipe.blur_p = static_cast<float>(m.second_blur_p);
+  if (m.second_solarize_p >= 0) recipe.solarize_p = static_cast<float>(m.second_solarize_p);
+  return recipe;
+}
+
 std::vector<AugmentConfig> crop_recipes(const Config& config) {
   const MethodConfig& m = config.method;
   const size_t kinds = m.crop_sizes.size();
@@ -64,7 +72,8 @@ Plan plain_plan(const Config& config) {
   // Views that are anchors as well stay in the batch's order.
   const int shuffle = base.momentum_encoder && plan.directions == 1 ? 0 : -1;
   plan.add_view("q", {.source = ViewSpec::Source::own, .augment = config.augment}, 0);
-  plan.add_view("k", {.source = ViewSpec::Source::own, .augment = config.augment, .number = 0, .shuffle = shuffle}, 0);
+  plan.add_view("k", {.source = ViewSpec::Source::own, .augment = second_view(config), .number = 0, .shuffle = shuffle},
+                0);
   plan.terms.push_back({.name = "q", .anchor = Plan::kQ, .keys = {Plan::kK}});
   if (plan.directions == 2)
     plan.terms.push_back({.name = "q_back", .anchor = Plan::kK, .keys = {Plan::kQ}, .direction = 1});

@@ -70,6 +70,8 @@ Plan cross_sample_plan(const Config& config);
 /// What config.method.name asks for.
 Plan plan_of(const Config& config);
 
+/// The recipe of the second view of an image: augment's with method.second_*.
+AugmentConfig second_view(const Config& config);
 /// The recipes of the small crops, in order (docs/method.md, section 5). Throws UsageError for lists that do not match.
 std::vector<AugmentConfig> crop_recipes(const Config& config);
 

@@ -254,10 +254,8 @@ Var Siamese::total_loss() {
       sum = sum ? add(sum, loss) : loss;
     }
     full = scaled(full, factor / static_cast<float>(full_terms) * level.weight);
-    if (crops > 0 && small) {
-      full = scaled(full, static_cast<float>(shares[0]));
-      full = add(full, scaled(small, factor * level.weight * static_cast<float>(shares[1])));
-    }
+    if (crops > 0) full = scaled(full, static_cast<float>(shares[0]));
+    if (small) full = add(full, scaled(small, factor * level.weight * static_cast<float>(shares[1])));
     total = total ? add(total, full) : full;
   }
   return total;

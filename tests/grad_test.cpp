@@ -389,13 +389,23 @@ TEST_CASE("similarities, their losses in every form, rows of several") {
   for (int64_t i = 0; i < 5; ++i) own[i] = static_cast<double>(i);
   for (int64_t i = 0; i < 9; ++i) ids[i] = static_cast<double>(i % 5);
   using Form = Backend::Form;
-  for (const Form form : {Form::csml, Form::out, Form::in, Form::mil, Form::cosine}) {
-    const bool cosine = form == Form::cosine;
+  // Cosines of negatives with the keys: those above the threshold do not count.
+  const std::vector<Array> close{draw("multi close", {5, 9}), draw("multi close too", {5, 9})};
+  for (const auto& kind : {std::pair{Form::csml, false}, std::pair{Form::csml, true}, std::pair{Form::out, false},
+                           std::pair{Form::out, true}, std::pair{Form::in, false}, std::pair{Form::in, true},
+                           std::pair{Form::mil, false}, std::pair{Form::mil, true}, std::pair{Form::cosine, false}}) {
+    const Form form = kind.first;
+    const bool filtered = kind.second, cosine = form == Form::cosine;
+    const double threshold = filtered ? 0.6 : 1e9;
+    const std::vector<Array> keys = filtered ? close : std::vector<Array>{};
     check_gradients(
-        cat("multi_positive {}", static_cast<int>(form)), cosine ? Inputs{positives} : Inputs{positives, negatives},
+        cat("multi_positive {}{}", static_cast<int>(form), filtered ? ", filtered" : ""),
+        cosine ? Inputs{positives} : Inputs{positives, negatives},
         [&](const Vars& v) {
           Device& device = v[0].value().device();
           MultiPositiveOptions options{.temperature = 0.5f, .form = form};
+          options.threshold = static_cast<float>(threshold);
+          for (const Array& key : keys) options.close.push_back(tensor(device, key));
           if (!cosine) {
             options.own = Tensor::from(device, {5}, std::vector<int32_t>(own.v.begin(), own.v.end()));
             options.ids = Tensor::from(device, {9}, std::vector<int32_t>(ids.v.begin(), ids.v.end()));
@@ -404,7 +414,9 @@ TEST_CASE("similarities, their losses in every form, rows of several") {
         },
         [&](const Inputs& x) {
           Array loss({1});
-          loss[0] = reference::multi_positive(x[0], cosine ? Array() : x[1], weights, own, ids, {}, 1, 0.5, form).loss;
+          loss[0] =
+              reference::multi_positive(x[0], cosine ? Array() : x[1], weights, own, ids, keys, threshold, 0.5, form)
+                  .loss;
           return loss;
         });
   }

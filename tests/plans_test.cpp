@@ -104,13 +104,13 @@ double relative_difference(const Tensor& a, const Tensor& b) {
 /// Configurations of the golden steps (tests/golden/README.md, "Levels, crops and bases").
 Config golden_config(const std::string& name) {
   Config c = small_config(name.starts_with("csml") ? "csml" : name);
-  if (name == "csml_global" || name == "csml_patch" || name == "csml_patch_lite") {
+  if (name.starts_with("csml_global") || name.starts_with("csml_patch")) {
     c.method.levels = {"res4", "res5"};
     c.method.level_weights = {0.5, 1};
   }
-  if (name == "csml_patch") c.method.alignment = "patch";
+  if (name == "csml_patch" || name == "csml_patch_crops") c.method.alignment = "patch";
   if (name == "csml_patch_lite") c.method.alignment = "patch-lite";
-  if (name == "csml_crops") {
+  if (name.ends_with("_crops")) {
     c.method.crop_sizes = {12, 8};
     c.method.crop_counts = {1, 2};
   }
@@ -198,6 +198,10 @@ TEST_CASE("steps of CsMl with two levels equal PyTorch: global") { compare("csml
 TEST_CASE("steps of CsMl with two levels equal PyTorch: patch") { compare("csml_patch"); }
 TEST_CASE("steps of CsMl with two levels equal PyTorch: patch-lite") { compare("csml_patch_lite"); }
 TEST_CASE("steps of CsMl with small crops equal PyTorch") { compare("csml_crops"); }
+TEST_CASE("steps of CsMl with two levels and small crops equal PyTorch") {
+  compare("csml_global_crops");
+  compare("csml_patch_crops");
+}
 TEST_CASE("steps of SimCLR equal PyTorch") { compare("simclr"); }
 TEST_CASE("steps of BYOL equal PyTorch") { compare("byol"); }
 TEST_CASE("steps of MoCo v3 equal PyTorch") { compare("mocov3"); }
@@ -314,6 +318,24 @@ TEST_CASE("levels, windows and crops of the documented sizes") {
   c.method.crop_scale_max = {0.14};
   CHECK(crop_recipes(c).size() == 6);
   CHECK(crop_recipes(c)[5].scale_max == doctest::Approx(0.14));
+}
+
+TEST_CASE("the second views' blur and solarisation are their own where asked") {
+  Config c = small_config("csml");
+  resolve(c);
+  for (const ViewSpec& view : plan_of(c).views) CHECK(view.augment.blur_p == c.augment.blur_p);
+  c.method.second_blur_p = 0.1;
+  c.method.second_solarize_p = 0.2;
+  const std::vector<ViewSpec> views = plan_of(c).views;  // q, k, p, kp
+  REQUIRE(views.size() == 4);
+  for (size_t i = 0; i < 4; ++i) {
+    CHECK(views[i].augment.blur_p == (i % 2 ? 0.1f : c.augment.blur_p));
+    CHECK(views[i].augment.solarize_p == (i % 2 ? 0.2f : 0.f));
+    CHECK(views[i].augment.gray_p == c.augment.gray_p);
+  }
+  c.method.name = "byol";
+  CHECK(plan_of(c).views.at(0).augment.solarize_p == 0);
+  CHECK(plan_of(c).views.at(1).augment.solarize_p == 0.2f);
 }
 
 TEST_CASE("running statistics follow the small crops or not, as method.crop_statistics says") {
