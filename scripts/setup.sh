@@ -5,10 +5,12 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: scripts/setup.sh [--no-install] [--with-python] [--cuda]
+usage: scripts/setup.sh [--no-install] [--with-python] [--with-onnxruntime] [--cuda]
   --no-install   only say what is missing
   --with-python  also PyTorch, torchvision, Pillow and NumPy, which write the reference values in tests/golden
                  (not needed to build, test or use csml)
+  --with-onnxruntime  also onnxruntime and NumPy from PyPI, unpacked into .deps/onnxruntime, where the test of ONNX
+                 export finds them; where they are not to be had, that test is skipped
   --cuda         also CUDA's compiler and libraries, where the machine has none: NVIDIA's packages from PyPI at pinned
                  versions (scripts/cuda.txt, 1 GB), unpacked into .deps/cuda, where CMake finds them. Never the driver.
 TEXT
@@ -21,10 +23,12 @@ packages=(build-essential cmake ninja-build ccache git python3 clang-format
   dataset-fashion-mnist)
 install=yes
 cuda=no
+onnxruntime=no
 for argument in "$@"; do
   case "$argument" in
     --no-install) install=no ;;
     --with-python) packages+=(python3-torch python3-torchvision python3-pil python3-numpy) ;;
+    --with-onnxruntime) onnxruntime=yes; packages+=(python3-pip) ;;
     --cuda) cuda=yes; packages+=(python3-pip) ;;
     -h | --help) usage; exit 0 ;;
     *) echo "setup: unknown argument $argument" >&2; usage >&2; exit 2 ;;
@@ -58,7 +62,22 @@ install_cuda() {
   fi
   [ -e /dev/nvidiactl ] || echo "setup: no NVIDIA driver is loaded here: the CUDA backend builds, and runs where one is"
 }
+install_onnxruntime() {
+  local folder=$here/.deps/onnxruntime
+  if [ -d "$folder" ]; then
+    echo "setup: onnxruntime is there: $folder"
+  elif [ "$install" = no ]; then
+    echo "setup: onnxruntime is missing, not installed (--no-install)"
+  elif python3 -m pip install --quiet --root-user-action=ignore --disable-pip-version-check --only-binary=:all: \
+    --target "$folder.part" 'onnxruntime>=1.17' numpy; then
+    mv "$folder.part" "$folder"
+  else
+    rm -rf "$folder.part"
+    echo "setup: onnxruntime could not be installed; the test of ONNX export will be skipped" >&2
+  fi
+}
 finish() {
+  [ "$onnxruntime" = no ] || install_onnxruntime
   [ "$cuda" = no ] || install_cuda
   exit 0
 }

@@ -12,7 +12,7 @@ for argument in "$@"; do
     *) echo "usage: scripts/test.sh [--no-install]" >&2; exit 2 ;;
   esac
 done
-scripts/setup.sh "${setup[@]}"
+scripts/setup.sh --with-onnxruntime "${setup[@]}"
 
 jobs=$(nproc)
 for preset in ci cpu-debug; do

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs an exported ONNX model in an independent runtime and compares its outputs with csml's own features.
 
-usage: tests/onnx_check.py CSML      (onnxruntime and NumPy from PyPI; exits with 77, skipped, without them)
+usage: tests/onnx_check.py CSML      (onnxruntime and NumPy from PyPI, also in .deps/onnxruntime, where scripts/setup.sh
+--with-onnxruntime puts them; exits with 77, skipped, without them)
 """
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / ".deps" / "onnxruntime"))
 try:
     import numpy as np
     import onnxruntime
