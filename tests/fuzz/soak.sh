@@ -44,8 +44,8 @@ soak() {
   used=$(cat "$here/seconds" 2>/dev/null || echo 0)
   # A finding ends the fuzzer; the next part goes on with the inputs so far.
   for ((part = 0; part < 20 && used < seconds; part++)); do
-    build/fuzz/"$target"_fuzz -max_len=$most -rss_limit_mb=2048 -malloc_limit_mb=1024 -timeout=20 -use_value_profile=1 \
-      -artifact_prefix="$here/findings/" "$here/inputs" "${seeds[@]}" >> "$here/log" 2>&1 &
+    build/fuzz/"$target"_fuzz -max_len=$most -rss_limit_mb=2048 -malloc_limit_mb=1024 -timeout=20 \
+      -report_slow_units=20 -use_value_profile=1 -artifact_prefix="$here/findings/" "$here/inputs" "${seeds[@]}" >> "$here/log" 2>&1 &
     pid=$!
     local before=$used
     while now=$(cpu_seconds $pid) && [ -n "$now" ] && kill -0 $pid 2>/dev/null; do
