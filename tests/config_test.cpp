@@ -121,6 +121,17 @@ TEST_CASE("a wrong value is refused by name, with the place") {
   CHECK(contains(usage_error([&] { ConfigBuilder().add_toml(text, "a.toml"); }),
                  "a.toml:3:14: train.batch_size must be a whole number"));
   CHECK(contains(usage_error([&] { ConfigBuilder().add_toml("[train]\nepochs = \n", "a.toml"); }), "a.toml:2:"));
+  for (const char* broken :
+       {"[&", "[\r", "[train]\n[&x]\n", "[\xc2\xaa]\n", "\xc2\xaa = 1\n", "[train]\nepochs\xc2\xa0= 1\n"})
+    CHECK(contains(usage_error([&] { ConfigBuilder().add_toml(broken, "a.toml"); }), "a.toml:"));
+  ConfigBuilder accents;
+  accents.add_toml(
+      "# caf\xc3\xa9\n[data]\ntrain = \"folder:/donn\xc3\xa9"
+      "es/\xd1\x84\xd0\xbe\xd1\x82\xd0\xbe\"\n",
+      "a.toml");
+  CHECK(accents.build().config.data.train ==
+        "folder:/donn\xc3\xa9"
+        "es/\xd1\x84\xd0\xbe\xd1\x82\xd0\xbe");
   CHECK(contains(usage_error([&] { ConfigBuilder().add_toml("[train]\nepochs = 2000-01-01\n", "a.toml"); }),
                  "train.epochs cannot hold a value of this type"));
 }
