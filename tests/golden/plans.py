@@ -21,9 +21,9 @@ for _name in ("simclr", "byol", "mocov3"):
     CASES[_name].update(base=_name, csml=False)
     CASES["csml_" + _name].update(base=_name)
 SEEDED = sorted(CASES)  # a case draws by its place here; later ones go to the end, so that the others stay as they are
-for _name, _options in (("csml_simclr_partners", dict(partners=True)), ("csml_mocov3_partners", dict(partners=True)),
-                        ("csml_simclr_constant", dict(constant=True)), ("csml_global_crops", dict(crops=(12, 8, 8))),
-                        ("csml_patch_crops", dict(crops=(12, 8, 8)))):
+for _name, _options in (("csml_simclr_partners", dict(partners=True)), ("csml_global_crops", dict(crops=(12, 8, 8))),
+                        ("csml_patch_crops", dict(crops=(12, 8, 8))), ("csml_mocov3_partners", dict(partners=True)),
+                        ("csml_simclr_constant", dict(constant=True))):
     CASES[_name] = {**CASES[_name.rsplit("_", 1)[0]], **_options}
     SEEDED.append(_name)
 WINDOW, STRIDE = 2, 1  # of the 4x4 map of res4
