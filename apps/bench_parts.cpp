@@ -190,7 +190,7 @@ class CommitPart final : public Part {
   Params params_, key_;
   std::unique_ptr<Optimizer> optimizer_;
   Tensor learning_rate_, key_momentum_, finite_;
-  const LossScale loss_scale_;
+  LossScale loss_scale_;
 };
 
 }  // namespace

@@ -121,7 +121,7 @@ class SupervisedStep final : public BenchWork {
   Linear head_;
   std::optional<GradientBuckets> buckets_;
   std::unique_ptr<Optimizer> optimizer_;
-  const LossScale loss_scale_;
+  LossScale loss_scale_;
   Tensor images_, labels_, learning_rate_, statistics_momentum_, loss_, statistics_, finite_;
   int64_t skipped_ = 0;  // steps of fp16 that overflowed
   Step step_;

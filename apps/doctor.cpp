@@ -58,6 +58,10 @@ std::vector<Finding> examine_cuda(const CudaFacts& facts, const std::string& dev
     if (!library.error.empty() && needed) {
       f.health = Health::fail;
       f.advice = "CSML_CUDA_LIBRARIES=FOLDER:FOLDER";
+    } else if (!library.warning.empty() && needed) {
+      f.health = Health::warn;
+      f.text = library.warning;
+      f.advice = "CSML_CUDA_LIBRARIES=FOLDER:FOLDER names those of a newer one";
     }
     all.push_back(f);
   }

@@ -129,6 +129,9 @@ FeatureSource::FeatureSource(Device& device, const FeatureSourceOptions& options
     features_.normalise = model_.config.augment;
     features_.batch_size = eval.batch_size;
     features_.projection = options.features == "projection";
+    if (features_.projection && !model_.has_head)
+      throw UsageError(
+          cat("{} holds no projection head that csml knows (fc.0, fc.2, …); use --features backbone", model_.source));
   }
   if (options.resize >= 0) transform.resize = options.resize;
   if (!options.interpolation.empty())

@@ -55,6 +55,12 @@ def variants(size):
         "simclr+cross, partners negative": [*over["simclr"], *sets("method.partner_negatives=true")],
         "mocov3+cross, partners negative": [*over["mocov3"], *sets("method.partner_negatives=true")],
         "moco+crops, no statistics": ["--method", "moco", *crops, *sets("method.crop_statistics=false")],
+        "moco, norm in the head": ["--method", "moco", *sets("model.head_bn=all")],
+        "moco, both directions": ["--method", "moco", *sets("method.directions=2")],
+        "moco, momentum 0.9": ["--method", "moco", *sets("method.momentum=0.9")],
+        "moco, queue of 256": ["--method", "moco", *sets("method.queue=256")],
+        "simclr, no norm in the head": ["--method", "simclr", *sets("model.head_bn=none")],
+        "simclr, one direction": ["--method", "simclr", *sets("method.directions=1")],
     }
 
 
@@ -65,6 +71,9 @@ SETS = {
     "bases": ["simclr", "simclr+cross", "byol", "byol+cross", "mocov3", "mocov3+cross"],
     "cross-samples": ["cross", "random-partner", "no-partner-term", "no-mixed-term", "own-key-only", "k-1", "late",
                       "filtered"],
+    # What parts MoCo from SimCLR, one thing at a time.
+    "between-bases": ["moco", "moco, norm in the head", "moco, both directions", "moco, momentum 0.9",
+                      "moco, queue of 256", "simclr", "simclr, no norm in the head", "simclr, one direction"],
     "decisions": ["simclr", "simclr, keys constant", "simclr+cross", "simclr+cross, keys constant",
                   "simclr+cross, partners negative", "mocov3+cross", "mocov3+cross, partners negative", "moco+crops",
                   "moco+crops, no statistics"],

@@ -38,16 +38,16 @@ Plan cross_sample_plan(const Config& config) {
   plan.neighbors = cross;
   plan.draw = draw;
   const bool shuffled = base.momentum_encoder && plan.directions == 1;
-  const auto view = [&](const char* name, ViewSpec::Source source, int shuffle, int image) {
-    const bool second = shuffle >= 0;  // k, kp
-    return plan.add_view(name,
-                         {.source = source,
-                          .augment = second ? second_view(config) : config.augment,
-                          .number = 0,
-                          .shuffle = shuffled ? shuffle : -1},
+  using Source = ViewSpec::Source;
+  const auto anchor_view = [&](const char* name, Source source, int image) {
+    return plan.add_view(name, {.source = source, .augment = config.augment, .number = 0, .shuffle = -1}, image);
+  };
+  const auto key_view = [&](const char* name, Source source, int image) {
+    const int shuffle = shuffled ? image : -1;  // the keys of either image in an order of their own
+    return plan.add_view(name, {.source = source, .augment = second_view(config), .number = 0, .shuffle = shuffle},
                          image);
   };
-  const int q = view("q", ViewSpec::Source::own, -1, 0), k = view("k", ViewSpec::Source::own, 0, 0);
+  const int q = anchor_view("q", Source::own, 0), k = key_view("k", Source::own, 0);
   if (!cross) {
     plan.terms.push_back({.name = "q", .anchor = q, .keys = {k}, .weights = Plan::Weights::own});
     if (plan.directions == 2)
@@ -55,7 +55,7 @@ Plan cross_sample_plan(const Config& config) {
     plan.add_crops(config, {k}, {q}, Plan::Weights::own);
     return plan;
   }
-  const int p = view("p", ViewSpec::Source::neighbor, -1, 1), kp = view("kp", ViewSpec::Source::neighbor, 1, 1);
+  const int p = anchor_view("p", Source::neighbor, 1), kp = key_view("kp", Source::neighbor, 1);
   const auto add_direction = [&](int a, int own, int b, int partner, int direction) {
     const auto term = [&](const std::string& name, int anchor, std::vector<int> keys, Plan::Weights weights) {
       plan.terms.push_back({.name = name, .anchor = anchor, .keys = keys, .weights = weights, .direction = direction});

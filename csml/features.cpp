@@ -23,7 +23,7 @@ Features collect(Device& device, const Dataset& dataset, const FeatureOptions& o
   EvalLoader loader(dataset, o.transform, loader_options);
   loader.start();
   const int64_t each = loader.share();
-  const Tensor all(device, {each * o.comm->size(), dim}), mine = all.rows(each * o.comm->rank(), each);
+  const Tensor all(device, {each * o.comm->size(), dim}, o.dtype), mine = all.rows(each * o.comm->rank(), each);
   Features out{.values = all.rows(0, n), .labels = {}, .bad_images = 0};
   for (int64_t i = 0; i < n; ++i) out.labels.push_back(dataset.label(i));
   EvalBatch batch;
@@ -36,7 +36,7 @@ Features collect(Device& device, const Dataset& dataset, const FeatureOptions& o
     augment(pixels, {}, images, o.normalise.mean, o.normalise.std);
     Tensor rows = embed(images);
     if (o.l2_normalise) rows = l2_normalize(Var(rows)).value();
-    copy(rows, all.rows(batch.first, batch.count));
+    copy(cast(Var(rows), o.dtype).value(), all.rows(batch.first, batch.count));
     if (o.progress) o.progress(std::min(n, (batch.first % each + batch.count) * o.comm->size()), n);
   }
   o.comm->all_gather(mine, all);

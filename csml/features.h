@@ -23,6 +23,7 @@ struct FeatureOptions {
   AugmentConfig normalise;  // mean and std
   bool projection = false;  // the head's output instead of the backbone's pooled features
   bool l2_normalise = true;
+  DType dtype = DType::f32;  // of the features; f16 has 11 bits for their values, which lie in [-1, 1] (GPU only)
   int batch_size = 256, workers = 2;
   double max_bad_share = 0.05;  // of unreadable images; beyond it an error
   std::function<void(int64_t done, int64_t total)> progress;
@@ -33,7 +34,7 @@ struct FeatureOptions {
 };
 
 struct Features {
-  Tensor values;            // [N, D] f32, on the device
+  Tensor values;            // [N, D], on the device
   std::vector<int> labels;  // [N], -1 = none
   int64_t bad_images = 0;   // met by this process
 };

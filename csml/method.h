@@ -30,9 +30,16 @@ class Method {
   virtual Tensor finite() const = 0;
   /// Sets finite() to 1.
   virtual void go_on() = 0;
-  /// Means over the `steps` steps since the last call, for the log: loss, loss_terms, positive_similarity, … Reads the
-  /// device, so it is called between steps and not at each.
-  virtual nlohmann::json measure(int64_t steps) = 0;
+  /// Between steps, but not at each: starts to read the means over the `steps` steps since the last call, for the log:
+  /// loss, loss_terms, positive_similarity, … The device copies them behind the steps so far; the host waits for
+  /// nothing.
+  virtual void begin_measure(int64_t steps) = 0;
+  /// What the last begin_measure() has found. Waits for it and for no step that was started after it.
+  virtual nlohmann::json end_measure() = 0;
+  nlohmann::json measure(int64_t steps) {
+    begin_measure(steps);
+    return end_measure();
+  }
 
   /// The encoder that is trained, and the one whose features judge the data (the momentum encoder where there is one).
   virtual Encoder& query_encoder() = 0;

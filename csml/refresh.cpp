@@ -1,6 +1,7 @@
 #include "csml/refresh.h"
 
 #include "csml/neighbors.h"
+#include "engine/precision.h"
 #include "kernels/random.h"
 
 namespace csml {
@@ -45,6 +46,8 @@ void find_neighbors(Device& device, Comm& comm, RunState& state, BadImageCallbac
     FeatureOptions o = online_feature_options(state.config, comm);
     o.on_bad_image = std::move(on_bad_image);
     o.go_on = std::move(go_on);
+    // The search of a run in 16 bits multiplies on the matrix units; it is exact for the features so rounded.
+    if (compute_type(state.config.train.precision, device) != DType::f32) o.dtype = DType::f16;
     const Features features = extract_features(device, state.method.key_encoder(), data, o);
     *table = nearest_neighbors(features.values, state.config.method.neighbors, nullptr, comm);
   }

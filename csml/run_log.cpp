@@ -35,10 +35,10 @@ RunLog::RunLog(const std::filesystem::path& out, Device& device, Comm& comm, con
   bad_paths_ = bad_paths_in(bad_images_->path(), log_warn);
 }
 
-void RunLog::write(nlohmann::json line) {
+void RunLog::write(nlohmann::json line, const Position& at) {
   if (!metrics_) return;
-  line["step"] = at_.step;
-  line["epoch"] = at_.epoch;
+  line["step"] = at.step;
+  line["epoch"] = at.epoch;
   if (events_) events_->write(line);
   try {
     metrics_->write(std::move(line));

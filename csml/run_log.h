@@ -25,8 +25,9 @@ class RunLog {
   /// `at`: the position that lines are told at. Goes on with the files of `out`, which the other ranks do not touch.
   RunLog(const std::filesystem::path& out, Device& device, Comm& comm, const Position& at);
 
-  /// A line of metrics.jsonl, with step and epoch. One that cannot be written is a warning: training goes on.
-  void write(nlohmann::json line);
+  /// A line of metrics.jsonl, with step and epoch of `at`. One that cannot be written is a warning: training goes on.
+  void write(nlohmann::json line, const Position& at);
+  void write(nlohmann::json line) { write(std::move(line), at_); }
   void event(const std::string& name, const std::string& text);
   /// Drops what was told of later steps.
   void drop_after(int64_t step);

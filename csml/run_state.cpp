@@ -112,7 +112,10 @@ void RunState::start_from(const std::filesystem::path& weights) {
   int channels = 0;
   bool has_head = false;
   const ModelConfig there = recognise_model(file, "", &channels, &has_head);
-  has_head = has_head && there.dim == config.model.dim;
+  const int64_t features = method.query_encoder().feature_dim();
+  has_head = has_head && config.model.head_mlp && there.dim == config.model.dim &&
+             there.head_hidden == (config.model.head_hidden > 0 ? config.model.head_hidden : features) &&
+             there.head_bn == config.model.head_bn;
   load_torchvision(method.query_encoder(), file, has_head);
   load_torchvision(method.key_encoder(), file, has_head);
   log_info(cat("both encoders start from {}{}", weights.string(), has_head ? "" : " (backbone; the heads start anew)"));

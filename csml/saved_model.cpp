@@ -86,10 +86,14 @@ ModelConfig recognise_model(const ArrayShapes& shapes, const std::string& place,
     throw Error(cat("{}: {} {} blocks in layer1 and {} in layer3: no ResNet-18, 34, 50 or 101", place, first,
                     bottleneck ? "bottleneck" : "basic", third));
   }
-  *has_head = has_module("fc.0") && has_module("fc.2");
+  // Linear, ReLU, Linear, or with batch norm behind the first or both: models/projector.h.
+  const bool hidden_norm = shapes.contains("fc.1.running_mean"), last_norm = shapes.contains("fc.4.running_mean");
+  const std::string last = hidden_norm ? "fc.3" : "fc.2";
+  *has_head = has_module("fc.0") && has_module(last);
   if (*has_head) {
     config.head_hidden = extent("fc.0.weight", 0);
-    config.dim = extent("fc.2.weight", 0);
+    config.dim = extent(last + ".weight", 0);
+    config.head_bn = !hidden_norm ? "none" : last_norm ? "all" : "hidden";
   }
   return config;
 }
@@ -112,13 +116,12 @@ SavedModel load_model(Device& device, const std::filesystem::path& path, const s
   if (fs::is_directory(path)) return from_checkpoint(device, find_checkpoint(path), which);
   const SafetensorsFile file = SafetensorsFile::open(path);
   SavedModel out;
-  bool has_head = false;
-  out.config.model = recognise_model(file, "", &out.in_channels, &has_head);
+  out.config.model = recognise_model(file, "", &out.in_channels, &out.has_head);
   out.config.augment = file_normalisation(file, out.config.augment);
   out.source = path.string();
   out.which = "q";
   out.encoder = std::make_unique<Encoder>(device, out.config.model, out.in_channels, 0, false);
-  load_torchvision(*out.encoder, file, has_head);
+  load_torchvision(*out.encoder, file, out.has_head);
   return out;
 }
 

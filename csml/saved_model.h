@@ -18,6 +18,7 @@ struct SavedModel {
   int64_t step = 0, epoch = 0;
   std::string which;  // "q" or "k"
   int in_channels = 3;
+  bool has_head = true;  // false: the file holds a backbone, or a head that is none of ours; it has random weights then
 };
 
 /// The newest good checkpoint of a run folder, or the one in a checkpoint folder. Throws Error.

@@ -14,25 +14,6 @@ namespace {
 
 Tensor scalar(Device& device, float value) { return Tensor::full(device, {1}, value); }
 
-/// Mean over dimensions of the standard deviation over the batch, times sqrt(D): 1 for directions spread over the whole
-/// sphere, 0 when all embeddings are one point (collapse). Chen & He 2021 (SimSiam) watch the same number.
-double feature_spread(const Tensor& embeddings) {
-  const int64_t n = embeddings.shape()[0], d = embeddings.shape()[1];
-  const std::vector<float> x = embeddings.host<float>();
-  double total = 0;
-  for (int64_t j = 0; j < d; ++j) {
-    double sum = 0, squares = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const double v = x[static_cast<size_t>(i * d + j)];
-      sum += v;
-      squares += v * v;
-    }
-    const double mean = sum / static_cast<double>(n);
-    total += std::sqrt(std::max(0.0, squares / static_cast<double>(n) - mean * mean));
-  }
-  return total / static_cast<double>(d) * std::sqrt(static_cast<double>(d));
-}
-
 /// Lower levels of the loss, which have heads of their own.
 EncoderParts parts_of(const std::vector<Level>& levels, bool predictors) {
   EncoderParts parts{.stages = {}, .predictors = predictors};
@@ -113,6 +94,8 @@ Siamese::Siamese(Device& device, const Config& config, int in_channels, Plan pla
       momentum_(scalar(device, static_cast<float>(config.method.momentum))),
       statistics_momentum_(scalar(device, 0.9f)),  // torchvision's batch norm: new share 0.1
       finite_(Tensor::from(device, {1}, std::vector<int32_t>{1})),
+      counts_(scalar(device, 1)),
+      zero_(scalar(device, 0)),
       total_sum_(scalar(device, 0)),
       positive_sum_(scalar(device, 0)),
       negative_sum_(scalar(device, 0)),
@@ -243,7 +226,7 @@ void Siamese::step() {
   const float share = 1.f / static_cast<float>(layout_.parts);
   for (part_ = 0; part_ < layout_.parts; ++part_) {
     Var total = total_loss();
-    accumulate(total.value(), total_sum_, share);
+    accumulate(total.value(), total_sum_, share, counts_);
     if (layout_.parts > 1) total = scale(total, share);
     const bool last = part_ == layout_.parts - 1;
     // From here the graph alone holds what backward needs, and drops it on the way.
@@ -301,55 +284,9 @@ void Siamese::commit() {
     queues_[l].push(keys, finite_);
   }
   loss_scale_.update(finite_);
-}
-
-// ---- what is said of it ---------------------------------------------------------------------------------------------
-
-nlohmann::json Siamese::measure(int64_t steps) {
-  CHECK(last_query_ && steps > 0, "measure() before the first step");
-  for (const Tensor& sum : {loss_sum_, total_sum_, positive_sum_, negative_sum_}) comm_.all_reduce_mean(sum);
-  const Tensor embeddings(device_, last_query_.shape().with_rows(last_query_.shape()[0] * comm_.size()));
-  comm_.all_gather(last_query_, embeddings);
-  const double n = static_cast<double>(steps);
-  const std::vector<float> losses = loss_sum_.host<float>();
-  nlohmann::json out, by_term, by_level = nlohmann::json::object();
-  int full_terms = 0, crops = 0;
-  for (const Plan::Term& term : plan_.terms) ++(term.crop ? crops : full_terms);
-  for (size_t t = 0; t < losses.size(); ++t) {
-    const auto& [level, term] = term_names_[t];
-    by_term[level == levels_[0].name ? term : level + "." + term] = losses[t] / n;
-    const bool crop = term.starts_with("crop");
-    // Mean over the full-size terms, as the loss has it, before factors and weights.
-    if (!crop) by_level[level] = by_level.value(level, 0.0) + losses[t] / n / full_terms;
-  }
-  const double factor = base_.factor(config_) * plan_.directions;
-  double share = 0;
-  for (const Level& level : levels_) {
-    const std::vector<double>& w = config_.method.crop_weights;
-    const bool small = crops > 0 && level.name == levels_[0].name;
-    share += level.weight * (small ? w[0] + w[1] * crops / plan_.directions : 1);
-  }
-  out["loss"] = total_sum_.item() / n;
-  out["loss_terms"] = by_term;
-  out["loss_levels"] = by_level;
-  out["chance"] = base_.chance(config_) * factor * share;
-  out["positive_similarity"] = positive_sum_.item() / n;
-  out["negative_similarity"] = negative_sum_.item() / n;
-  out["feature_spread"] = feature_spread(embeddings);
-  out["lr"] = lr_now_;
-  if (f_k_) out["momentum"] = momentum_now_;
-  if (plan_.draw) {
-    out["lambda"] = draw_.lambda;
-    out["weights"] = draw_.pair;
-  }
-  const LossScale::Reading scaling = loss_scale_.read();
-  if (loss_scale_) {
-    out["loss_scale"] = scaling.scale;
-    out["skipped_steps"] = scaling.skipped;
-  }
-  out["finite"] = finite_.host<int32_t>()[0] == 1;
-  for (const Tensor& sum : {loss_sum_, total_sum_, positive_sum_, negative_sum_}) fill(sum, 0);
-  return out;
+  // 0 behind a step without a finite gradient: the next one is in vain and takes place later, its losses count then.
+  fill(counts_, 0);
+  ema(w_one_, counts_, zero_, finite_);
 }
 
 std::vector<std::pair<std::string, Tensor>> Siamese::state() const {

@@ -13,6 +13,7 @@
 #include "csml/plan.h"
 #include "csml/queue.h"
 #include "engine/buckets.h"
+#include "engine/host_copy.h"
 #include "engine/precision.h"
 
 namespace csml {
@@ -38,8 +39,12 @@ class Siamese final : public Method {
   void load(const Batch& batch, const StepInfo& info) override;
   void step() override;
   Tensor finite() const override { return finite_; }
-  void go_on() override { finite_.upload(std::vector<int32_t>{1}); }
-  nlohmann::json measure(int64_t steps) override;
+  void go_on() override {
+    finite_.upload(std::vector<int32_t>{1});
+    counts_.upload(std::vector<float>{1});
+  }
+  void begin_measure(int64_t steps) override;
+  nlohmann::json end_measure() override;
   Encoder& query_encoder() override { return f_q_; }
   Encoder& key_encoder() override { return f_k_ ? *f_k_ : f_q_; }
   bool needs_neighbors() const override { return plan_.neighbors; }
@@ -73,6 +78,14 @@ class Siamese final : public Method {
   struct Statistics {
     Tensor values;  // laid out like `first, count` of the running ones
     Encoder::Range range;
+  };
+
+  /// What begin_measure() leaves for end_measure().
+  struct Measured {
+    int64_t steps = 0, dim = 0;
+    float lr = 0, momentum = 0;
+    StepDraw draw;
+    HostCopy losses, total, positive, negative, embeddings, finite;
   };
 
   /// Of the part of the batch that is computed now.
@@ -143,11 +156,13 @@ class Siamese final : public Method {
   std::vector<Tensor> enqueue_;               // per level: this process's keys to push at commit
   std::vector<Statistics> query_statistics_, key_statistics_;
 
-  // Sums since the last measure(), one per (level, term) in the order of term_names_, and of the whole loss
+  // Sums since the last begin_measure(), one per (level, term) in the order of term_names_, and of the whole loss
   std::vector<std::pair<std::string, std::string>> term_names_;  // level, term
+  Tensor counts_, zero_;  // f32 [1]: 1 where the step's losses belong into the sums, else 0; always 0
   Tensor loss_sum_, total_sum_, positive_sum_, negative_sum_;
   Tensor last_query_;  // this process's embeddings of the first anchor, in the last part
   float lr_now_ = 0, momentum_now_ = 0;
+  Measured measured_;
 };
 
 }  // namespace csml

@@ -158,7 +158,7 @@ const Tensor& Siamese::weights_of(Plan::Weights weights) const {
 }
 
 std::vector<int> Siamese::bank_slots(int direction) const {
-  const bool partners = config_.method.partner_negatives && plan_.neighbors;
+  const bool partners = config_.method.partner_negatives;
   if (base_.negatives == Base::Negatives::anchors_and_keys)
     return partners ? std::vector{Plan::kQ, Plan::kK, Plan::kP, Plan::kKp} : std::vector{Plan::kQ, Plan::kK};
   const std::vector<int> keys = direction == 0 ? std::vector{Plan::kK, Plan::kKp} : std::vector{Plan::kQ, Plan::kP};
@@ -244,10 +244,10 @@ Var Siamese::total_loss() {
       if (term.crop && l > 0) continue;
       Similarity similarity;
       const Var loss = term_loss(level, l, term, entry == 0 ? &similarity : nullptr);
-      accumulate(loss.value(), loss_sum_.span(entry, {1}), share);
+      accumulate(loss.value(), loss_sum_.span(entry, {1}), share, counts_);
       if (entry == 0) {
-        accumulate(similarity.positive.span(0, {1}), positive_sum_, share);
-        accumulate(similarity.negative, negative_sum_, share);
+        accumulate(similarity.positive.span(0, {1}), positive_sum_, share, counts_);
+        accumulate(similarity.negative, negative_sum_, share, counts_);
       }
       ++entry;
       Var& sum = term.crop ? small : full;

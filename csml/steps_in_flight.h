@@ -36,6 +36,8 @@ class StepsInFlight {
   void start(const Batch& batch, bool stop);
   /// Waits for all that were started and acts on what became of them. Throws as start() does.
   void settle_all();
+  /// Steps that were started and of which the host does not know yet what became.
+  int unsettled() const { return unsettled_; }
   /// Whether a process voted for stopping, in a step that was settled.
   bool stop_seen() const { return stop_seen_; }
   /// Whether every step that was settled since the last call had a finite gradient.

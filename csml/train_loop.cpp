@@ -64,7 +64,9 @@ class Run {
   void read_checkpoint();
   void check_same_data();
   bool train_epoch();
-  void log_step(int64_t steps);
+  void settle();
+  void begin_line(int64_t steps);
+  void end_line();
   void log_epoch(double seconds);
   bool refresh_neighbors();
   void evaluate();
@@ -98,6 +100,13 @@ class Run {
   RunResult result_;
   Clock::time_point start_ = Clock::now();
   bool out_of_time_ = false;
+  /// A line of metrics.jsonl whose numbers are on their way from the device.
+  struct StepLine {
+    Position at;
+    int64_t steps = 0;
+    double wait_seconds = 0;  // for data
+  };
+  std::optional<StepLine> line_;
   // Since the last step line
   Clock::time_point interval_start_;
   double interval_wait_ = 0;
@@ -148,6 +157,7 @@ RunResult Run::go() {
   }
   bool stop = stop_agreed();
   while (at_.epoch < config_.train.epochs && !stop && !out_of_steps()) stop = train_epoch();
+  settle();
   progress_->finish();
   result_.stopped = stop && (at_.epoch < config_.train.epochs || state_.evaluation_due);
   phase("the last checkpoint");
@@ -180,10 +190,11 @@ bool Run::train_epoch() {
     interval_wait_ += batch.wait_seconds;
     phase(cat("step {}", at_.step + 1));
     steps_.start(batch, stop_asked());
+    end_line();
     ++since_log;
     const bool last = at_.batch == steps_per_epoch_;
     if (at_.step % config_.train.log_every_steps == 0 || last) {
-      log_step(since_log);
+      begin_line(since_log);
       since_log = 0;
     }
     progress_->update(at_.step, cat("epoch {} loss {:.3f}{}{}", at_.epoch, result_.loss,
@@ -197,7 +208,7 @@ bool Run::train_epoch() {
     phase(cat("the loading of step {}", at_.step + 1));
   }
   phase(cat("the end of epoch {}", at_.epoch));
-  steps_.settle_all();
+  settle();
   log_.share_bad_images();
   log_epoch(seconds_since(start));
   ++at_.epoch;
@@ -222,39 +233,52 @@ void Run::log_epoch(double seconds) {
   log_.write(std::move(line));
 }
 
-void Run::log_step(int64_t steps) {
+/// Waits for every step that was started, and for its line.
+void Run::settle() {
   steps_.settle_all();
-  nlohmann::json line = method_->measure(steps);
+  end_line();
+}
+
+/// A line about the last `steps` steps. The device notes its numbers behind them and goes on; end_line() writes it.
+void Run::begin_line(int64_t steps) {
+  method_->begin_measure(steps);
+  line_ = {.at = at_, .steps = steps, .wait_seconds = std::exchange(interval_wait_, 0)};
+  if (steps_.unsettled() == 0) end_line();
+}
+
+/// Writes the line that was begun, if there is one. Its steps are settled: those after it are not waited for.
+void Run::end_line() {
+  if (!line_) return;
+  const StepLine about = *std::exchange(line_, std::nullopt);
+  nlohmann::json line = method_->end_measure();
   line["finite"] = steps_.take_all_finite();
   const double elapsed = seconds_since(interval_start_);
-  const double per_second = static_cast<double>(steps * config_.train.batch_size) / std::max(1e-9, elapsed);
+  interval_start_ = Clock::now();
   result_.loss = line["loss"].get<double>();
-  epoch_loss_ += result_.loss * static_cast<double>(steps);
-  epoch_steps_ += steps;
+  epoch_loss_ += result_.loss * static_cast<double>(about.steps);
+  epoch_steps_ += about.steps;
   line["kind"] = "step";
-  line["images_per_second"] = per_second;
-  line["data_wait"] = interval_wait_ / std::max(1e-9, elapsed);
+  line["images_per_second"] = static_cast<double>(about.steps * config_.train.batch_size) / std::max(1e-9, elapsed);
+  line["data_wait"] = about.wait_seconds / std::max(1e-9, elapsed);
   line["memory_bytes"] = device_.stats().reserved;
   line["skipped_steps"] = line.value("skipped_steps", int64_t{0}) + state_.skipped;
   if (base_of(config_.method).negatives == Base::Negatives::queue) {
     const double each = static_cast<double>(config_.train.batch_size) * config_.method.directions;
-    const double pushed = static_cast<double>(at_.step) * each, rows = static_cast<double>(config_.method.queue);
+    const double pushed = static_cast<double>(about.at.step) * each, rows = static_cast<double>(config_.method.queue);
     line["queue_fill"] = std::min(1.0, pushed / rows);
     line["queue_age_steps"] = std::min(pushed, rows) / each;
   }
   const bool at_floor = line.contains("loss_scale") && line["skipped_steps"] > 0 &&
                         line["loss_scale"] == config_.train.loss_scale.smallest;
-  log_.write(std::move(line));
+  log_.write(std::move(line), about.at);
   if (at_floor && !at_floor_) {
     log_warn(
         cat("step {}: the loss scale has fallen to train.loss_scale_min = {}: fp16 gradients overflow; use "
             "--precision bf16, or lower schedule.lr",
-            at_.step, config_.train.loss_scale.smallest));
+            about.at.step, config_.train.loss_scale.smallest));
     log_.event("loss_scale_floor", "the loss scale has fallen to train.loss_scale_min");
   }
   at_floor_ = at_floor;
-  interval_start_ = Clock::now();
-  interval_wait_ = 0;
 }
 
 /// False when the run is asked to end meanwhile; the state is then what it was.
@@ -318,7 +342,7 @@ void Run::measure_knn() {
 
 /// Hands the state to the writer. A write in progress is waited for first: two at once would need two copies.
 void Run::start_saving() {
-  steps_.settle_all();
+  settle();
   state_.saved = at_.step;
   if (!writer_) return;  // rank 0 keeps the folder
   phase(cat("the writing of a checkpoint before that of step {}", at_.step));

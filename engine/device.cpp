@@ -19,7 +19,9 @@ namespace {
 std::unique_ptr<Backend> open_cuda(const std::string& spec, [[maybe_unused]] int card) {
 #if WITH_CUDA
   try {
-    return std::make_unique<CudaBackend>(card);
+    auto backend = std::make_unique<CudaBackend>(card);
+    for (const std::string& line : cuda::library_warnings()) log_warn(line);
+    return backend;
   } catch (const Error& error) { throw Error(cat("device '{}': {}", spec, error.what())); }
 #else
   throw Error(cat("device '{}': this build has no CUDA backend; use --device cpu", spec));

@@ -312,8 +312,8 @@ void fill(const Tensor& y, float value) { backend(y).fill({.y = y, .value = valu
 
 void copy(const Tensor& from, const Tensor& to) { backend(to).copy({.x = from, .y = to}); }
 
-void accumulate(const Tensor& x, const Tensor& sum, float factor) {
-  backend(sum).axpy({.x = x, .y = sum, .alpha = factor, .write = Write::accumulate});
+void accumulate(const Tensor& x, const Tensor& sum, float factor, const Tensor& scale) {
+  backend(sum).axpy({.x = x, .y = sum, .alpha = factor, .scale = scale, .write = Write::accumulate});
 }
 
 Tensor gather(const Tensor& x, const Tensor& index) {

@@ -80,8 +80,8 @@ Var cross_entropy(const Var& logits, const Tensor& labels, Tensor* correct = nul
 
 void fill(const Tensor& y, float value);
 void copy(const Tensor& from, const Tensor& to);
-/// sum += factor * x
-void accumulate(const Tensor& x, const Tensor& sum, float factor = 1);
+/// sum += factor * scale[0] * x; scale f32 [1] may be empty
+void accumulate(const Tensor& x, const Tensor& sum, float factor = 1, const Tensor& scale = {});
 /// [x[index[0]], x[index[1]], …]
 Tensor gather(const Tensor& x, const Tensor& index);
 /// i32 [N,2]: the corner of the window of x [N,H,W,C] that agrees best with key [N,R,S,C]; see Backend::BestWindow.

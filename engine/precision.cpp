@@ -30,9 +30,15 @@ void LossScale::update(const Tensor& finite) const {
                                      .largest = options_.largest});
 }
 
-LossScale::Reading LossScale::read() const {
+void LossScale::begin_read() {
+  if (!scale_) return;
+  scale_read_.start(scale_);
+  counters_read_.start(counters_);
+}
+
+LossScale::Reading LossScale::end_read() const {
   if (!scale_) return {};
-  return {.scale = scale_.host<float>()[0], .skipped = counters_.host<int64_t>()[1]};
+  return {.scale = scale_read_.values<float>()[0], .skipped = counters_read_.values<int64_t>()[1]};
 }
 
 std::vector<std::pair<std::string, Tensor>> LossScale::state() const {

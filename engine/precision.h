@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/tensor.h"
+#include "engine/host_copy.h"
 
 namespace csml {
 
@@ -42,14 +42,20 @@ class LossScale {
     double scale = 1;
     int64_t skipped = 0;  // steps that halved it, since the start of training
   };
-  /// Waits for the device.
-  Reading read() const;
+  /// Starts a copy for the host, which waits for nothing; and its values.
+  void begin_read();
+  Reading end_read() const;
+  Reading read() {
+    begin_read();
+    return end_read();
+  }
   /// To be saved and restored, by name; empty where nothing is scaled.
   std::vector<std::pair<std::string, Tensor>> state() const;
 
  private:
   LossScaleOptions options_;
   Tensor scale_, counters_;  // Backend::UpdateLossScale
+  HostCopy scale_read_, counters_read_;
 };
 
 }  // namespace csml

@@ -7,9 +7,9 @@
 namespace csml {
 
 struct CudaFacts {
-  /// A library that is loaded at run time: its version, or why it cannot be used.
+  /// A library that is loaded at run time: its version and what speaks against it, or why it cannot be used.
   struct Library {
-    std::string version{}, error{};
+    std::string version{}, warning{}, error{};
   };
 
   bool built = false;                // the build has the CUDA backend; else nothing below is filled

@@ -100,28 +100,46 @@ class Graph {
     shape(name);  // it exists
     const NamedArray& a = *by_name_[name];
     CHECK(a.dtype == DType::f32, "ONNX export: '{}' is {}; weights must be f32", name, name_of(a.dtype));
-    if (!stored_.insert(name).second) return name;
-    Message m;
-    for (int d = 0; d < a.shape.rank(); ++d) m.integer(1, static_cast<uint64_t>(a.shape[d]));
-    m.integer(2, kFloat).text(8, name);
-    m.text(9, {reinterpret_cast<const char*>(a.data.data()), a.data.size()});
-    graph_.message(5, m);
+    store(name, a.shape, a.data);
     return name;
   }
 
   std::string conv_norm(const std::string& x, const std::string& conv, const std::string& norm, int64_t stride) {
     const int64_t kernel = shape(conv + ".weight")[2], pad = kernel / 2;
-    const std::string y = node("Conv", conv, {x, weight(conv + ".weight")},
-                               {attribute("kernel_shape", std::vector<int64_t>{kernel, kernel}),
-                                attribute("pads", std::vector<int64_t>{pad, pad, pad, pad}),
-                                attribute("strides", std::vector<int64_t>{stride, stride})});
-    return node("BatchNormalization", norm,
-                {y, weight(norm + ".weight"), weight(norm + ".bias"), weight(norm + ".running_mean"),
-                 weight(norm + ".running_var")},
-                {attribute("epsilon", 1e-5f)});
+    return batch_norm(node("Conv", conv, {x, weight(conv + ".weight")},
+                           {attribute("kernel_shape", std::vector<int64_t>{kernel, kernel}),
+                            attribute("pads", std::vector<int64_t>{pad, pad, pad, pad}),
+                            attribute("strides", std::vector<int64_t>{stride, stride})}),
+                      norm);
   }
+  /// affine = false: the weights have no gamma and beta, which are 1 and 0.
+  std::string batch_norm(const std::string& x, const std::string& name, bool affine = true) {
+    const int64_t channels = shape(name + ".running_mean")[0];
+    const std::string gamma = name + ".weight", beta = name + ".bias";
+    return node(
+        "BatchNormalization", name,
+        {x, affine ? weight(gamma) : constant(gamma, channels, 1), affine ? weight(beta) : constant(beta, channels, 0),
+         weight(name + ".running_mean"), weight(name + ".running_var")},
+        {attribute("epsilon", 1e-5f)});
+  }
+  /// A linear layer, with its bias where it has one.
   std::string gemm(const std::string& x, const std::string& name) {
-    return node("Gemm", name, {x, weight(name + ".weight"), weight(name + ".bias")}, {attribute("transB", int64_t{1})});
+    std::vector<std::string> inputs{x, weight(name + ".weight")};
+    if (has(name + ".bias")) inputs.push_back(weight(name + ".bias"));
+    return node("Gemm", name, inputs, {attribute("transB", int64_t{1})});
+  }
+  /// MoCo v2's head fc.0, ReLU, fc.2, or one with batch norm behind its layers, whose numbers move by it; or fc alone.
+  std::string head(std::string x, int64_t* dim) {
+    std::string last = "fc";
+    if (has("fc.0.weight")) {
+      const bool norm = has("fc.1.running_mean");
+      x = gemm(x, "fc.0");
+      x = relu(norm ? batch_norm(x, "fc.1") : x);
+      last = norm ? "fc.3" : "fc.2";
+    }
+    *dim = shape(last + ".weight")[0];
+    x = gemm(x, last);
+    return has("fc.4.running_mean") ? batch_norm(x, "fc.4", false) : x;
   }
   std::string relu(const std::string& x) { return node("Relu", x + ".relu", {x}); }
 
@@ -152,6 +170,23 @@ class Graph {
   }
 
  private:
+  std::string constant(const std::string& name, int64_t channels, float value) {
+    const std::vector<float> values(static_cast<size_t>(channels), value);
+    std::vector<std::byte> data(values.size() * sizeof(float));
+    std::memcpy(data.data(), values.data(), data.size());
+    store(name, {channels}, data);
+    return name;
+  }
+  /// An initializer, once.
+  void store(const std::string& name, const Shape& shape, const std::vector<std::byte>& data) {
+    if (!stored_.insert(name).second) return;
+    Message m;
+    for (int d = 0; d < shape.rank(); ++d) m.integer(1, static_cast<uint64_t>(shape[d]));
+    m.integer(2, kFloat).text(8, name);
+    m.text(9, {reinterpret_cast<const char*>(data.data()), data.size()});
+    graph_.message(5, m);
+  }
+
   std::map<std::string, const NamedArray*> by_name_;
   std::set<std::string> stored_;
   Message graph_;
@@ -214,13 +249,11 @@ std::string onnx_resnet(const std::vector<NamedArray>& weights, const Metadata& 
   x = g.node("GlobalAveragePool", "avgpool", {x});
   x = g.node("Flatten", "features", {x}, {attribute("axis", int64_t{1})});
   std::vector<Message> outputs{value_info("features", {{"batch", 0}, {"", channels}})};
-  const bool mlp = g.has("fc.0.weight");
-  if (mlp || g.has("fc.weight")) {
-    const std::string last = mlp ? "fc.2" : "fc";
-    if (mlp) x = g.relu(g.gemm(x, "fc.0"));
-    x = g.gemm(x, last);
+  if (g.has("fc.0.weight") || g.has("fc.weight")) {
+    int64_t dim = 0;
+    x = g.head(x, &dim);
     g.node("LpNormalization", "projection", {x}, {attribute("axis", int64_t{1}), attribute("p", int64_t{2})});
-    outputs.push_back(value_info("projection", {{"batch", 0}, {"", g.shape(last + ".weight")[0]}}));
+    outputs.push_back(value_info("projection", {{"batch", 0}, {"", dim}}));
   }
   return g.finish(metadata, value_info("images", {{"batch", 0}, {"", stem[1]}, {"height", 0}, {"width", 0}}), outputs);
 }

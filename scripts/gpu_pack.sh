@@ -50,7 +50,8 @@ for library in $(cd "$build" && ldd "${programs[@]}" 2>/dev/null | sed -n 's/.*=
 done
 
 mkdir -p "$out/tests/golden" "$out/bench"
-tar -C "$work" -cf - . | xz -T0 -3 >"$out/build.tar.xz"
+# The programs hold the same kernels and libraries: a dictionary that reaches back over several keeps one copy.
+tar -C "$work" -cf - . | xz --lzma2=preset=3,dict=192MiB >"$out/build.tar.xz"
 cp "$root"/tests/golden/*.safetensors "$out/tests/golden/"
 cp -r "$root/bench/pytorch" "$out/bench/"
 mkdir "$out/scripts"

@@ -304,6 +304,25 @@ class EvaluateTest(unittest.TestCase):
             self.assertEqual(done["bytes"], file.stat().st_size)
             self.assertEqual(b"LpNormalization" in file.read_bytes(), what == "full")
 
+    def test_heads_with_batch_norm(self):
+        for norm in "none", "hidden", "all":
+            run, file, model = (self.tmp / f"head_{norm}{end}" for end in ("", ".safetensors", ".onnx"))
+            self.answers("pretrain", *TINY, "--data", TRAIN, "--epochs", 1, "--set", f"model.head_bn={norm}", "--out", run)
+            features = []
+            for checkpoint in run, file:
+                if checkpoint == file:
+                    self.answers("export", "--checkpoint", run, "--what", "full", "--out", file)
+                self.answers("embed", "--checkpoint", checkpoint, "--data", TEST, "--size", 16, "--resize", 0, "--features",
+                             "projection", "--out", self.tmp / "features.safetensors")
+                features.append(array(self.tmp / "features.safetensors", "features"))
+            self.assertEqual(*features)
+            self.assertTrue(self.answers("export", "--checkpoint", run, "--format", "onnx", "--what", "full", "--out",
+                                         model)["verified"])
+            backbone = self.tmp / "backbone.safetensors"
+            self.answers("export", "--checkpoint", run, "--out", backbone)
+            self.fails(2, "holds no projection head", "embed", "--checkpoint", backbone, "--data", TEST, "--features",
+                       "projection", "--out", self.tmp / "head_of_none.safetensors")
+
     def test_whole_checkpoint(self):
         file, out = self.tmp / "state.safetensors", self.tmp / "state"
         self.answers("export", "--checkpoint", self.run_folder, "--what", "state", "--format", "safetensors", "--out",

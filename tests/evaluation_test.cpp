@@ -14,6 +14,7 @@
 #include "models/pickle.h"
 #include "models/weights.h"
 
+#include "tests/backend.h"
 #include "tests/files.h"
 #include "tests/golden.h"
 
@@ -63,7 +64,7 @@ std::vector<float> copy_of(const Tensor& t) { return t.host<float>(); }
 /// A trunk trained on 640 labelled shapes: what stands for a pretrained encoder. Trained once.
 const std::vector<NamedArray>& trained_trunk() {
   static const std::vector<NamedArray> arrays = [] {
-    const auto device = Device::open("cpu");
+    const auto device = open_backend();
     const auto train = open_dataset("synthetic:shapes?size=16&limit=640");
     FinetuneOptions o = tiny_recipe(30);
     o.trunk_rate = o.head_rate = 0.05;
@@ -184,7 +185,7 @@ TEST_CASE("a subset has its own order and labels") {
 }
 
 TEST_CASE("k-NN from blocks of training rows equals k-NN from all of them") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const int classes = 7;
   const Features train = random_features(*device, 230, 16, classes, 1),
                  test = random_features(*device, 90, 16, classes, 2);
@@ -220,7 +221,7 @@ TEST_CASE("k-NN from blocks of training rows equals k-NN from all of them") {
 }
 
 TEST_CASE("many queries find what few find") {  // the search cuts them into larger tiles
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Features bank = random_features(*device, 700, 24, 7, 3), queries = random_features(*device, 8300, 24, 7, 4);
   const TopKResult all = top_k(queries.values, bank.values, 9);
   for (const int64_t first : {0, 500, 8250}) {
@@ -240,7 +241,7 @@ TEST_CASE("average precision is the area under the precision envelope") {
 }
 
 TEST_CASE("the SVM equals scikit-learn's LinearSVC") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Golden golden("svm");
   const auto features = [&](const std::string& name) {
     Features f;
@@ -283,7 +284,7 @@ TEST_CASE("the entropy threshold is where predictions stop being right more ofte
 }
 
 TEST_CASE("trunk and head are parameter groups with rates of their own") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const auto set = open_dataset("synthetic:shapes?size=16&limit=64");
   const Classifier start(*device, tiny_model(), 3, set->class_count(), 9);
   for (const bool trunk : {true, false}) {
@@ -300,7 +301,7 @@ TEST_CASE("trunk and head are parameter groups with rates of their own") {
 }
 
 TEST_CASE("fine-tuning falls by its milestones, is deterministic, and says what a wrong rate does") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const auto set = open_dataset("synthetic:shapes?size=16&limit=64");
   FinetuneOptions o = tiny_recipe(5);
   std::vector<double> trunk, head;
@@ -326,7 +327,7 @@ TEST_CASE("fine-tuning falls by its milestones, is deterministic, and says what 
 }
 
 TEST_CASE("on few labels a trained trunk passes a random one, and a sure prediction has little entropy") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const auto train = open_dataset("synthetic:shapes?size=16&limit=640");
   const auto test = open_dataset("synthetic:shapes?size=16&split=test&limit=200");
   const std::unique_ptr<Encoder> trained = trained_encoder(*device);
@@ -374,7 +375,7 @@ TEST_CASE("on few labels a trained trunk passes a random one, and a sure predict
 }
 
 TEST_CASE("the augmented probe tells blocks apart and chooses its rate on the hold-out") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const auto train = open_dataset("synthetic:shapes?size=16&limit=400");
   const auto test = open_dataset("synthetic:shapes?size=16&split=test&limit=80");
   const std::unique_ptr<Encoder> trained = trained_encoder(*device);
@@ -437,7 +438,7 @@ TEST_CASE("detectron2's names are those of its ResNet, and back") {
   for (const char* name : {"fc.0.weight", "bn1.num_batches_tracked", "layer1.conv1.weight"})
     CHECK(detectron2_name(name).empty());
   CHECK(torchvision_name("proposal_generator.conv.weight").empty());
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   for (int depth : {18, 50}) {
     Params params(*device);
     const ResNet net(params, {.depth = depth, .width = 4});
@@ -451,7 +452,7 @@ TEST_CASE("detectron2's names are those of its ResNet, and back") {
 }
 
 TEST_CASE("an ONNX model holds every weight") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Encoder encoder(*device, tiny_model(), 3, 2, false);
   const std::vector<NamedArray> weights = to_host(encoder.params(), "");
   const std::string model = onnx_resnet(weights, {{"mean", "0,0,0"}});

@@ -8,6 +8,7 @@
 #include "models/resnet.h"
 #include "models/weights.h"
 
+#include "tests/backend.h"
 #include "tests/files.h"
 #include "tests/golden.h"
 
@@ -131,7 +132,7 @@ TEST_CASE("ResNet-50 features of real JPEG files equal torchvision's") {
   CHECK(largest <= 2);  // 0 with the libjpeg-turbo that wrote the reference values; others may round once differently
   const bool same_decoder = differing == 0;
 
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const auto n = static_cast<int64_t>(count);
   const AugmentConfig normalise;  // ImageNet's mean and standard deviation
   const Tensor images = Tensor::from(*device, {n, kSide, kSide, 3}, pixels), input(*device, images.shape());

@@ -8,6 +8,7 @@
 #include "engine/optim.h"
 #include "models/weights.h"
 
+#include "tests/backend.h"
 #include "tests/files.h"
 #include "tests/golden.h"
 
@@ -58,7 +59,7 @@ void compare_info_nce(Golden& golden, Device& device, const std::string& p, bool
 }  // namespace
 
 TEST_CASE("InfoNCE and its gradient equal PyTorch") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Golden golden("losses");
   compare_info_nce(golden, *device, "info_nce/small/", false);
   compare_info_nce(golden, *device, "info_nce/small/", true);
@@ -72,7 +73,7 @@ TEST_CASE("InfoNCE of the hand-computed example") {
   // One query (0.6, 0.8), T = 0.2, positives (1, 0) and (0, 1) at weight 1/2 each, negatives with products -0.6, -0.8,
   // 0:
   //   s = 3 and 4, Z = e^-3 + e^-4 + e^0, loss = ((log(e^3 + Z) - 3) + (log(e^4 + Z) - 4)) / 2
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Tensor query = Tensor::from(*device, {1, 2}, std::vector<float>{0.6f, 0.8f});
   const std::vector<Tensor> positives = {Tensor::from(*device, {1, 2}, std::vector<float>{1, 0}),
                                          Tensor::from(*device, {1, 2}, std::vector<float>{0, 1})};
@@ -84,7 +85,7 @@ TEST_CASE("InfoNCE of the hand-computed example") {
 }
 
 TEST_CASE("cross-entropy equals PyTorch") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Golden golden("losses");
   const Var logits = leaf_of(golden.tensor(*device, "cross_entropy/logits"));
   Tensor correct;
@@ -97,7 +98,7 @@ TEST_CASE("cross-entropy equals PyTorch") {
 }
 
 TEST_CASE("grouped batch norm equals PyTorch, group by group") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Golden golden("splitbn");
   const Tensor momentum = Tensor::full(*device, {1}, 0.9f);
   for (const int groups : {1, 2, 4, 8})
@@ -129,7 +130,7 @@ TEST_CASE("grouped batch norm equals PyTorch, group by group") {
 }
 
 TEST_CASE("pooling equals PyTorch, ties included") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Golden golden("pooling");
   const Var x = leaf_of(golden.tensor(*device, "x"));
   const Var y = max_pool(x, 3, 2, 1);
@@ -141,7 +142,7 @@ TEST_CASE("pooling equals PyTorch, ties included") {
 }
 
 TEST_CASE("SGD, AdamW and LARS equal PyTorch over three steps") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Golden golden("optim");
   const OptimizerOptions sgd{.kind = "sgd", .momentum = 0.9f, .weight_decay = 1e-2f};
   const OptimizerOptions adamw{.kind = "adamw", .weight_decay = 0.05f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f};
@@ -186,7 +187,7 @@ TEST_CASE("SGD, AdamW and LARS equal PyTorch over three steps") {
 }
 
 TEST_CASE("exact search equals NumPy: order, ties, exclusions") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Golden golden("knn");
   const Tensor bank = golden.tensor(*device, "bank"), queries = golden.tensor(*device, "queries");
   const TopKResult found = top_k(queries, bank, 5, golden.tensor(*device, "exclude"));
@@ -220,7 +221,7 @@ TEST_CASE("exact search equals NumPy: order, ties, exclusions") {
 }
 
 TEST_CASE("a row is never its own neighbour, not even among equal rows") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Golden golden("knn");
   const Tensor bank = golden.tensor(*device, "bank");  // rows 17 and 41 are equal
   std::vector<float> similarity;
@@ -257,7 +258,7 @@ TEST_CASE("a row is never its own neighbour, not even among equal rows") {
 }
 
 TEST_CASE("colour augmentation equals PyTorch, operation by operation and chained") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Golden golden("augment");
   std::vector<std::string> cases{"chain/", "chain_one_channel/"};
   for (const char* name :

@@ -175,7 +175,7 @@ TEST_CASE("steps without a finite gradient change nothing, are counted and captu
   const Checkpoint captured = open_checkpoint(folder.path / kCaptures / cat("step_{:08d}", step));
   CHECK(captured.step == step - 1);
   CHECK(captured.user["capture"]["samples"].size() == 16);
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const StepReplay replay = replay_step(*device, config, captured, step);
   CHECK(replay.repeated == 0);
   CHECK_FALSE(replay.finite);
@@ -245,6 +245,21 @@ TEST_CASE("a step that is not finite is found out with the next one under way, a
     CHECK(steps[0]["skipped_steps"] == 1);
     CHECK(steps[1]["skipped_steps"] == 3);
   }
+  // A line for each step: no step in vain leaves its losses in the next one's line.
+  config.train.log_every_steps = 1;
+  run_spoiled(config, folder.path / "alone, told", {3, 7, 8}, 1);
+  run_spoiled(config, folder.path / "followed, told", {3, 8, 10}, 2);
+  const std::vector<json> one = metrics(folder.path / "alone, told", "step"),
+                          two = metrics(folder.path / "followed, told", "step");
+  REQUIRE(one.size() == 10);
+  REQUIRE(two.size() == 10);
+  for (size_t i = 0; i < one.size(); ++i) {
+    for (const char* key : {"step", "epoch", "loss", "loss_terms", "positive_similarity", "negative_similarity", "lr",
+                            "lambda", "weights", "feature_spread", "finite", "skipped_steps", "queue_fill"})
+      CHECK_MESSAGE(one[i][key] == two[i][key], cat("step {}: {}", i + 1, key));
+    CHECK(one[i]["finite"] == (i != 2 && i != 6 && i != 7));
+  }
+  config.train.log_every_steps = 100;
   run_spoiled(config, clean, {}, 2);
   run(config, folder.path / "usual");
   check_equal(clean, folder.path / "usual", 10);
@@ -256,7 +271,7 @@ TEST_CASE("replay: any step comes out as it did, from a checkpoint long before i
   const Folder folder;
   const Config config = tiny("csml", 4);
   run(config, folder.path);
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const std::vector<json> steps = metrics(folder.path, "step");
   for (const int64_t step : {1, 7, 18}) {  // 18: behind two refreshes
     const StepReplay replay = replay_step(*device, config, open_checkpoint(checkpoint(folder.path, 0)), step);

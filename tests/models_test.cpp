@@ -7,6 +7,7 @@
 #include "models/projector.h"
 #include "models/weights.h"
 
+#include "tests/backend.h"
 #include "tests/files.h"
 #include "tests/golden.h"
 
@@ -43,7 +44,7 @@ void expect_stages(Golden& golden, const std::string& prefix, const Stages& stag
 }
 
 void compare_network(const std::string& name, const ResNetOptions& options) {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   Golden golden(name);
   const Golden weights(name + "_weights");
   const Network net(*device, options);
@@ -85,7 +86,7 @@ TEST_CASE("ResNet-18 with the CIFAR stem equals PyTorch") { compare_network("res
 TEST_CASE("ResNet-50 with the ImageNet stem equals PyTorch") { compare_network("resnet50_imagenet", kResNet50); }
 
 TEST_CASE("parameter counts are torchvision's") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const std::vector<std::pair<int, int64_t>> published = {{18, 11'689'512 - 513'000},
                                                           {34, 21'797'672 - 513'000},
                                                           {50, 25'557'032 - 2'049'000},
@@ -101,7 +102,7 @@ TEST_CASE("parameter counts are torchvision's") {
 }
 
 TEST_CASE("exported weights are the imported ones, bit for bit") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Golden weights("resnet50_imagenet_weights");
   const Network first(*device, kResNet50, 1), second(*device, kResNet50, 2);
   from_host(first.params, weights.arrays(), "");
@@ -125,7 +126,7 @@ TEST_CASE("exported weights are the imported ones, bit for bit") {
 }
 
 TEST_CASE("a flat tensor laid out like the parameters travels without the running statistics") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Network net(*device, kResNet18, 3);
   const Tensor flat = like(net.params.master());
   fill(flat, 0);
@@ -136,7 +137,7 @@ TEST_CASE("a flat tensor laid out like the parameters travels without the runnin
 }
 
 TEST_CASE("weights of another architecture are refused by name and change nothing") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const Golden weights("resnet18_cifar_weights");
   const Network net(*device, kResNet18, 4);
   const std::vector<float> before = net.params.master().host<float>();
@@ -182,7 +183,7 @@ TEST_CASE("the layouts of filters are each other's inverse") {
 }
 
 TEST_CASE("the projection head is Linear - ReLU - Linear, or one Linear") {
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   for (const bool mlp : {true, false}) {
     Params params(*device);
     const Projector head(params, {.in = 6, .hidden = 5, .out = 3, .mlp = mlp});
@@ -230,4 +231,17 @@ TEST_CASE("weights of extents that no encoder has are refused by name") {
   shapes["conv1.weight"] = {64, 3, 7, 7};
   shapes["fc.2.weight"] = {0, 64};
   CHECK(contains(refused(), "'fc.2.weight' has shape [0, 64]"));
+  // With batch norm in the head, its layers have other numbers.
+  shapes.erase("fc.2.weight");
+  for (const char* norm : {"hidden", "all"}) {
+    shapes[std::string(norm) == "hidden" ? "fc.1.running_mean" : "fc.4.running_mean"] = {64};
+    shapes["fc.3.weight"] = {24, 64};
+    const ModelConfig found = recognise_model(shapes, "file", &channels, &has_head);
+    CHECK(has_head);
+    CHECK(found.head_bn == norm);
+    CHECK(found.dim == 24);
+  }
+  shapes.erase("fc.3.weight");
+  recognise_model(shapes, "file", &channels, &has_head);
+  CHECK_FALSE(has_head);
 }

@@ -1,4 +1,4 @@
-// The table's common parts and the elementwise family.
+// The table's common parts.
 #include "tests/op_cases.h"
 
 #include <algorithm>
@@ -159,92 +159,6 @@ void drop_gradient_at_kinks(Arrays& in, const Array& y) {
     if (std::abs(y[i]) < 1e-4)
       for (const char* name : {"dy", "dy2"})
         if (in.count(name)) in[name][i] = 0;
-}
-
-void add_elementwise_cases(OpCases& cases) {
-  // Around one register, one thread's share, and no element at all.
-  const Shape shapes[] = {{1}, {7}, {0}, {3, 5, 7}, {2, 3, 5, 17}, {}, {70001}};
-  for (const Shape& s : shapes) {
-    const double n = static_cast<double>(s.size());
-    cases.push_back({.op = "fill",
-                     .detail = s.text(),
-                     .args = {output("y", s, kExact)},
-                     .call = [](Backend& be, const Bound& b) { be.fill({.y = b["y"], .value = -2.5f}); },
-                     .reference =
-                         [s](const Arrays&, Arrays& out) {
-                           out["y"] = Array(s);
-                           for (double& y : out["y"].v) y = -2.5;
-                         }});
-    cases.push_back({.op = "relu",
-                     .detail = s.text(),
-                     .args = {input("x", s), output("y", s, kExact)},
-                     .call = [](Backend& be, const Bound& b) { be.relu({.x = b["x"], .y = b["y"]}); },
-                     .reference = [](const Arrays& in, Arrays& out) { out["y"] = reference::relu(in.at("x")); },
-                     .flops = n});
-    for (const DType type : {DType::f32, DType::u8, DType::i64})
-      cases.push_back({.op = "copy",
-                       .detail = cat("{} {}", s.text(), name_of(type)),
-                       .args = {input("x", s, below(200), type), output("y", s, kExact, type)},
-                       .call = [](Backend& be, const Bound& b) { be.copy({.x = b["x"], .y = b["y"]}); },
-                       .reference = [](const Arrays& in, Arrays& out) { out["y"] = in.at("x"); }});
-    for (const Write write : kWrites) {
-      for (const bool scaled : {false, true}) {
-        OpCase c{.op = "axpy",
-                 .detail = cat("{}{}{}", s.text(), scaled ? " scale" : "", text_of(write)),
-                 .args = {input("x", s), gradient("y", s, write)},
-                 .call =
-                     [write](Backend& be, const Bound& b) {
-                       be.axpy({.x = b["x"], .y = b["y"], .alpha = -0.75f, .scale = b["scale"], .write = write});
-                     },
-                 .reference =
-                     [scaled](const Arrays& in, Arrays& out) {
-                       Array y = in.at("x");
-                       for (double& v : y.v) v *= -0.75 * (scaled ? in.at("scale")[0] : 1);
-                       put(in, out, "y", y);
-                     },
-                 .flops = 2 * n};
-        if (scaled) c.args.push_back(input("scale", {1}));
-        cases.push_back(c);
-      }
-      cases.push_back(
-          {.op = "relu_grad",
-           .detail = s.text() + text_of(write),
-           .args = {input("dy", s), input("y", s), gradient("dx", s, write)},
-           .call = [write](
-                       Backend& be,
-                       const Bound& b) { be.relu_grad({.dy = b["dy"], .y = b["y"], .dx = b["dx"], .write = write}); },
-           .reference = [](const Arrays& in,
-                           Arrays& out) { put(in, out, "dx", reference::relu_grad(in.at("dy"), in.at("y"))); },
-           .prepare = [](Arrays& in) { in["y"] = reference::relu(in["y"]); },
-           .flops = n});
-    }
-  }
-  const Shape matrices[] = {{1, 1}, {5, 3}, {1, 130}, {4097, 3}, {2, 7, 5, 17}, {0, 6}, {33, 1000}, {9}};
-  for (const Shape& s : matrices)
-    for (const Write write : kWrites)
-      cases.push_back(
-          {.op = "column_sum",
-           .detail = s.text() + text_of(write),
-           .args = {input("x", s), gradient("y", {s[s.rank() - 1]}, write)},
-           .call = [write](Backend& be, const Bound& b) { be.column_sum({.x = b["x"], .y = b["y"], .write = write}); },
-           .reference = [](const Arrays& in, Arrays& out) { put(in, out, "y", reference::column_sum(in.at("x"))); },
-           .flops = static_cast<double>(s.size())});
-  struct Rows {
-    Shape x;
-    int64_t count;
-    DType type;
-  };
-  const Rows gathers[] = {{{5, 3}, 9, DType::f32},      {{1, 4}, 3, DType::f32}, {{6, 4, 5, 3}, 4, DType::u8},
-                          {{7}, 7, DType::i64},         {{5, 3}, 0, DType::f32}, {{300, 129}, 500, DType::f32},
-                          {{4, 2, 3, 5}, 4, DType::f32}};
-  for (const Rows& g : gathers)
-    cases.push_back(
-        {.op = "gather",
-         .detail = cat("{} of {} {}", g.count, g.x.text(), name_of(g.type)),
-         .args = {input("x", g.x, below(200), g.type), input("index", {g.count}, below(g.x[0]), DType::i32),
-                  output("y", g.x.with_rows(g.count), kExact, g.type)},
-         .call = [](Backend& be, const Bound& b) { be.gather({.x = b["x"], .index = b["index"], .y = b["y"]}); },
-         .reference = [](const Arrays& in, Arrays& out) { out["y"] = reference::gather(in.at("x"), in.at("index")); }});
 }
 
 }  // namespace csml::test

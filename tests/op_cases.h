@@ -90,11 +90,13 @@ void add_contrast_cases(OpCases&);
 void add_commit_cases(OpCases&);
 void add_augment_cases(OpCases&);
 void add_view_cases(OpCases&);
+void add_elementwise_bench_cases(OpCases&, bool cifar, int64_t batch);
 void add_norm_bench_cases(OpCases&, bool cifar, int64_t batch);
+void add_sync_norm_bench_cases(OpCases&, bool cifar, int64_t batch);
 void add_contrast_bench_cases(OpCases&, bool cifar, int64_t batch);
 void add_augment_bench_cases(OpCases&, bool cifar, int64_t batch);
 void add_view_bench_cases(OpCases&, bool cifar, int64_t batch);
-void add_commit_bench_cases(OpCases&, bool cifar);
+void add_commit_bench_cases(OpCases&, bool cifar, int64_t batch);
 
 // ---- building blocks of a case --------------------------------------------------------------------------------------
 

@@ -222,7 +222,8 @@ OpCase loss_scale_case(double scale, double steps, bool finite) {
                 out["scale"].v = {now, 1 / now};
                 out["counters"].v = {finite && !grows ? steps + 1 : 0, finite ? 5.0 : 6.0};
                 out["finite"].v = {1};
-              }};
+              },
+          .flops = 4};
 }
 
 OpCase ring_case(int64_t batch, int64_t d, int64_t keys, int64_t cursor) {
@@ -345,7 +346,7 @@ void add_commit_cases(OpCases& cases) {
   }
 }
 
-void add_commit_bench_cases(OpCases& cases, bool cifar) {
+void add_commit_bench_cases(OpCases& cases, bool cifar, int64_t batch) {
   const int64_t n = cifar ? 11'500'000 : 28'000'000;  // parameters of the ResNet with MoCo v2's head
   cases.push_back(sgd_case(n, 0.9f, 1e-4f));
   cases.push_back(ema_case({n}, 0.999));
@@ -353,6 +354,21 @@ void add_commit_bench_cases(OpCases& cases, bool cifar) {
   cases.push_back(sgd_case(n, 0.9f, 1e-4f, {n, DType::bf16, 1}));
   for (Arg& arg : cases.back().args)  // written, not read
     if (arg.name.ends_with("_copy")) arg.role = Role::output;
+  cases.push_back(finite_case(n, Write::overwrite, 0, 0, -1));
+  cases.back().detail = cat("[{}]", n);
+  std::vector<double> offsets{0}, adapt;  // filters and, as many, batch norm's scales and shifts
+  for (const int layers = cifar ? 20 : 53; static_cast<int>(adapt.size()) < 2 * layers;) {
+    const double filters = static_cast<double>(n) / layers - 1024;
+    adapt.insert(adapt.end(), {1, 0});
+    offsets.push_back(offsets.back() + std::floor(filters));
+    offsets.push_back(offsets.back() + 1024);
+  }
+  cases.push_back(lars_case(offsets, adapt, 1e-4f));
+  cases.back().crossings = {{"grad", 2}, {"param", 3}};  // norms come before the update
+  cases.push_back(adamw_case(n, 1000, 0.1f));
+  cases.push_back(loss_scale_case(1024, 7, true));
+  cases.push_back(ring_case(batch, 128, cifar ? 4096 : 65536, 512));
+  cases.back().crossings["queue"] = static_cast<double>(batch) / (cifar ? 4096 : 65536);  // only its new rows
 }
 
 void add_augment_cases(OpCases& cases) {

@@ -260,13 +260,17 @@ std::vector<OpCase> bench_cases(bool cifar, int64_t batch) {
     stem = false;
   }
   const int64_t width = cifar ? 512 : 2048;
-  cases.push_back(average_case({batch, cifar ? 4 : 7, cifar ? 4 : 7, width}));
+  const Shape last{batch, cifar ? 4 : 7, cifar ? 4 : 7, width};
+  cases.push_back(average_case(last));
+  cases.push_back(average_grad_case(last, Write::overwrite));
   cases.push_back(matmul_case({.m = batch, .n = width, .k = width, .tb = true, .bias = true}));
   add_norm_bench_cases(cases, cifar, batch);
+  add_sync_norm_bench_cases(cases, cifar, batch);
+  add_elementwise_bench_cases(cases, cifar, batch);
   add_contrast_bench_cases(cases, cifar, batch);
   add_augment_bench_cases(cases, cifar, batch);
   add_view_bench_cases(cases, cifar, batch);
-  add_commit_bench_cases(cases, cifar);
+  add_commit_bench_cases(cases, cifar, batch);
   for (OpCase& c : cases) c.reference = nullptr;
   return cases;
 }

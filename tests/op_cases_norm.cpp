@@ -263,7 +263,10 @@ void add_norm_bench_cases(OpCases& cases, bool cifar, int64_t batch) {
       cases.back().crossings = {{"x", 2}, {residual ? "dresidual" : "dy", 2}, {"y", residual ? 1.0 : 0.0}};
     }
   }
+  const Shape first = cifar ? Shape{batch, 32, 32, 64} : Shape{batch, 56, 56, 256};
+  cases.push_back(inference_case({first, 1, true, true}));
   cases.push_back(l2_case({batch, 128}, normal(), ""));
+  cases.push_back(l2_grad_case({batch, 128}, Write::overwrite));
 }
 
 }  // namespace csml::test

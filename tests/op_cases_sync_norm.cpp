@@ -270,4 +270,15 @@ void add_sync_norm_cases(OpCases& cases) {
     }
 }
 
+void add_sync_norm_bench_cases(OpCases& cases, bool cifar, int64_t batch) {
+  const Part v{cifar ? Shape{batch, 32, 32, 64} : Shape{batch, 56, 56, 256}, true, true};
+  constexpr int64_t kProcesses = 8;
+  cases.push_back(moments_case(v.x));
+  cases.push_back(merge_case(kProcesses, v.channels(), v.rows(), true, 0));
+  cases.push_back(apply_case(v));
+  cases.push_back(sums_case(v, true, Write::overwrite, true));
+  // The residual's gradient is d, with ReLU and both gradients in it: the second half reads it alone.
+  cases.push_back(grad_apply_case({v.x, false, false}, false, kProcesses, Write::overwrite));
+}
+
 }  // namespace csml::test

@@ -1,64 +1,114 @@
 // Every convolution that the networks ask of the GPU has a cuDNN plan on every card we support, proven without a card:
 // cuDNN plans from a description (tests/device). Default: A100 and H200, batch 256; with CSML_PLAN_TEST=all H100 too,
-// batch 32 and 64, TF32, and the deterministic rules.
+// batch 32, 64 and 512, TF32, and the deterministic rules.
+#include "apps/config.h"
+#include "apps/presets.h"
+#include "csml/siamese.h"
+#include "kernels/cpu/backend.h"
 #include "kernels/cuda/conv_plan.h"
 
 // After the project's headers: doctest's CHECK replaces that of kernels/check.h from here on.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
+#include <map>
 #include <set>
 #include <sstream>
-#include <tuple>
 
 using namespace csml;
 using namespace csml::cuda;
 
 namespace {
 
-struct Filter {
-  int64_t size, c, k, window, stride, pad;  // size: of the square input image
-  bool operator<(const Filter& o) const {
-    return std::tie(size, c, k, window, stride, pad) < std::tie(o.size, o.c, o.k, o.window, o.stride, o.pad);
+/// Notes the convolutions that it is asked for instead of computing them.
+class Noting final : public CpuBackend {
+ public:
+  void conv2d(const Conv2d& a) override {
+    note(Direction::forward, a.x.shape, a.w.shape, a.stride, a.pad);
+    zero(a.y);
   }
+  void conv2d_grad_input(const Conv2dGradInput& a) override {
+    note(Direction::grad_input, a.dx.shape, a.w.shape, a.stride, a.pad);
+    zero(a.dx);
+  }
+  void conv2d_grad_weight(const Conv2dGradWeight& a) override {
+    note(Direction::grad_weight, a.x.shape, a.dw.shape, a.stride, a.pad);
+    zero(a.dw);
+  }
+  std::vector<ConvShape> shapes;  // each once, of the batch they were asked for
+
+ private:
+  void note(Direction direction, const Shape& x, const Shape& w, int stride, int pad) {
+    const ConvShape shape{direction, DType::f32, x[0], x[1], x[2], x[3], w[0], w[1], w[2], stride, pad};
+    if (std::find(shapes.begin(), shapes.end(), shape) == shapes.end()) shapes.push_back(shape);
+  }
+  void zero(const View& y) { fill({.y = y, .value = 0}); }
 };
 
-using Filters = std::set<Filter>;
-
-/// The convolutions of a ResNet (He et al. 2016; bottlenecks with the stride on the 3x3, as torchvision) whose first
-/// stage works at `size`.
-void add_stages(Filters& all, bool bottleneck, int64_t size) {
-  int64_t c = 64;
-  for (int64_t width = 64, stride = 1; width <= 512; width *= 2, stride = 2) {
-    const int64_t out = bottleneck ? 4 * width : width;
-    for (int block = 0; block < 2; ++block, stride = 1) {
-      if (bottleneck) {
-        all.insert({size, c, width, 1, 1, 0});
-        all.insert({size, width, width, 3, stride, 1});
-      } else {
-        all.insert({size, c, width, 3, stride, 1});
-      }
-      if (block == 0 && (stride > 1 || c != out)) all.insert({size, c, out, 1, stride, 0});
-      size /= stride;
-      if (bottleneck)
-        all.insert({size, width, out, 1, 1, 0});
-      else
-        all.insert({size, width, width, 3, 1, 1});
-      c = out;
+/// What an encoder asks for at some sizes of its images, heads of its levels included, forward and backward.
+std::vector<ConvShape> convolutions_of(const Config& config, int channels, const std::set<int>& sizes) {
+  constexpr int64_t kBatch = 2;
+  auto backend = std::make_unique<Noting>();
+  const Noting& noting = *backend;
+  Device device(std::move(backend));
+  const Encoder encoder(device, config.model, channels, 0, true, encoder_parts(config));
+  const Tensor labels = Tensor::from(device, {kBatch}, std::vector<int32_t>(kBatch, 0));
+  for (const int size : sizes) {
+    const Stages stages = encoder.trunk(Var(Tensor::full(device, {kBatch, size, size, channels}, 0.f)), {});
+    Var all;
+    for (const Level& level : levels_of(config)) {
+      const Var map = level.stage == Encoder::kTop ? stages.pooled : stages.stage[static_cast<size_t>(level.stage)];
+      const Var out = encoder.head(level.stage, map, {});
+      all = all ? add(all, out) : out;
     }
+    cross_entropy(all, labels).backward();
   }
+  return noting.shapes;
 }
 
-Filters all_filters() {
-  Filters all;
-  for (const bool bottleneck : {false, true}) {
-    all.insert({224, 3, 64, 7, 2, 3});  // the stem for ImageNet, then a pooling
-    add_stages(all, bottleneck, 56);
-    all.insert({32, 3, 64, 3, 1, 1});  // for CIFAR
-    add_stages(all, bottleneck, 32);
-  }
-  all.insert({28, 1, 64, 3, 1, 1});  // gray images
+/// What steps of every preset ask for, and of these networks with options that no preset chooses; each once.
+const std::vector<ConvShape>& all_convolutions() {
+  static const std::vector<ConvShape> all = [] {
+    struct Network {
+      Config config;
+      int channels = 3;
+      std::set<int> sizes;
+    };
+    std::map<std::string, Network> networks;
+    const auto add_network = [&](const Config& config, int channels, std::set<int> sizes) {
+      const ModelConfig& m = config.model;
+      const std::string name =
+          cat("{} {} {} {} {}", m.depth, m.stem, m.width, channels, fmt::join(config.method.levels, " "));
+      Network& network = networks[name];
+      network.config = config;
+      network.channels = channels;
+      network.sizes.merge(sizes);
+    };
+    for (const Preset& preset : presets()) {
+      ConfigBuilder builder;
+      builder.add_preset(preset.name);
+      const Config config = builder.build().config;
+      std::set<int> sizes{config.augment.crop_size};
+      for (const double size : config.method.crop_sizes) sizes.insert(static_cast<int>(size));
+      add_network(config, preset.name.starts_with("fashion") ? 1 : 3, sizes);
+    }
+    Config config;
+    config.method.name = "csml";
+    config.method.levels = {"res3", "res4", "res5"};
+    for (const int depth : {18, 50})
+      for (const char* stem : {"imagenet", "cifar"}) {
+        config.model.depth = depth;
+        config.model.stem = stem;
+        add_network(config, 3, config.model.stem == "cifar" ? std::set{32, 24, 16} : std::set{224, 96});
+      }
+    std::vector<ConvShape> shapes;
+    for (const auto& [name, network] : networks)
+      for (const ConvShape& shape : convolutions_of(network.config, network.channels, network.sizes))
+        if (std::find(shapes.begin(), shapes.end(), shape) == shapes.end()) shapes.push_back(shape);
+    return shapes;
+  }();
   return all;
 }
 
@@ -98,14 +148,27 @@ std::unique_ptr<Card> card_of(const std::string& name) {
 }  // namespace
 
 TEST_CASE("the list of convolutions is that of the networks") {
-  const Filters all = all_filters();
-  CHECK(all.count({56, 64, 64, 3, 1, 1}));
-  CHECK(all.count({56, 256, 128, 1, 1, 0}));   // ResNet-50's second stage
-  CHECK(all.count({56, 128, 128, 3, 2, 1}));   // its stride is on the 3x3
-  CHECK(all.count({28, 512, 1024, 1, 2, 0}));  // a shortcut that skips pixels
-  CHECK(all.count({7, 512, 2048, 1, 1, 0}));   // the last one
-  CHECK(all.count({8, 256, 512, 3, 2, 1}));    // ResNet-18 for CIFAR
-  CHECK(!all.count({56, 256, 256, 3, 1, 1}));
+  const std::vector<ConvShape>& all = all_convolutions();
+  const int64_t n = all.at(0).n;
+  const auto asked = [&](int64_t size, int64_t c, int64_t k, int64_t window, int64_t stride, int64_t pad) {
+    std::string directions;
+    for (const Direction d : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
+      const ConvShape shape{d, DType::f32, n, size, size, c, k, window, window, stride, pad};
+      if (std::find(all.begin(), all.end(), shape) != all.end()) directions += "fiw"[static_cast<int>(d)];
+    }
+    return directions;
+  };
+  CHECK(asked(224, 3, 64, 7, 2, 3) == "fw");  // nobody wants the images' gradient
+  CHECK(asked(56, 64, 64, 3, 1, 1) == "fiw");
+  CHECK(asked(56, 256, 128, 1, 1, 0) == "fiw");   // ResNet-50's second stage
+  CHECK(asked(56, 128, 128, 3, 2, 1) == "fiw");   // its stride is on the 3x3
+  CHECK(asked(28, 512, 1024, 1, 2, 0) == "fiw");  // a shortcut that skips pixels
+  CHECK(asked(7, 512, 2048, 1, 1, 0) == "fiw");   // the last one
+  CHECK(asked(8, 256, 512, 3, 2, 1) == "fiw");    // ResNet-18 for CIFAR
+  CHECK(asked(192, 3, 64, 7, 2, 3) == "fw");      // small crops
+  CHECK(asked(3, 512, 2048, 1, 1, 0) == "fiw");   // the end of one of 96 pixels
+  CHECK(asked(28, 1, 16, 3, 1, 1) == "fw");       // gray images, a quarter of the width
+  CHECK(asked(56, 256, 256, 3, 1, 1) == "");
 }
 
 TEST_CASE("every convolution has a plan on every card") {
@@ -119,7 +182,7 @@ TEST_CASE("every convolution has a plan on every card") {
   if (wants_all()) {
     cards.push_back("h100");
     kinds.push_back({DType::f32, {.tf32 = true}});
-    batches.insert(batches.end(), {32, 64});
+    batches.insert(batches.end(), {32, 64, 512});
     for (const Kind& kind : std::vector<Kind>(kinds))
       kinds.push_back({kind.dtype, {.tf32 = kind.rules.tf32, .deterministic = true}});
   }
@@ -128,18 +191,16 @@ TEST_CASE("every convolution has a plan on every card") {
     const auto card = card_of(name);
     if (!card) return;
     for (const int64_t n : batches)
-      for (const Filter& f : all_filters())
-        for (const Kind& kind : kinds)
-          for (const Direction direction : {Direction::forward, Direction::grad_input, Direction::grad_weight}) {
-            if (direction == Direction::grad_input && f.c < 64) continue;  // nobody wants the images' gradient
-            const ConvShape shape{direction, kind.dtype, n,        f.size,   f.size, f.c,
-                                  f.k,       f.window,   f.window, f.stride, f.pad};
-            std::string why;
-            const bool found = has_plan(shape, *card, kind.rules, why);
-            ++plans;
-            CHECK_MESSAGE(found, name << ": " << shape.text() << (kind.rules.tf32 ? " tf32" : "")
-                                      << (kind.rules.deterministic ? " deterministic" : "") << ": " << why);
-          }
+      for (ConvShape shape : all_convolutions())
+        for (const Kind& kind : kinds) {
+          shape.n = n;
+          shape.dtype = kind.dtype;
+          std::string why;
+          const bool found = has_plan(shape, *card, kind.rules, why);
+          ++plans;
+          CHECK_MESSAGE(found, name << ": " << shape.text() << (kind.rules.tf32 ? " tf32" : "")
+                                    << (kind.rules.deterministic ? " deterministic" : "") << ": " << why);
+        }
   }
   MESSAGE(plans << " plans");
   CHECK(plans > 500);

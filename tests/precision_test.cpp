@@ -30,14 +30,18 @@ std::map<std::string, std::vector<std::byte>> trained(Method& method) {
   return all;
 }
 
-/// Notes what InfoNCE multiplies.
+/// Notes what InfoNCE and the neighbour search multiply.
 class Watching final : public SimtBackend {
  public:
   void info_nce(const InfoNce& args) override {
     for (const ConstView& v : {args.query, args.queue, args.positives[0]}) types.insert(v.dtype);
     SimtBackend::info_nce(args);
   }
-  std::set<DType> types;
+  void top_k(const TopK& args) override {
+    for (const ConstView& v : {args.queries, args.bank}) searched.insert(v.dtype);
+    SimtBackend::top_k(args);
+  }
+  std::set<DType> types, searched;
 };
 
 }  // namespace
@@ -233,6 +237,29 @@ TEST_CASE("a run in 16 bits that is stopped and resumed is the run that was not,
     run(folder.path / "parts", precision, 5);
     for (const char* file : {"model.safetensors", "state.safetensors"})
       CHECK(bytes_of(folder.path / "whole", file) == bytes_of(folder.path / "parts", file));
+  }
+}
+
+TEST_CASE("a run in 16 bits searches its neighbours among features in f16") {
+  log_configure(0, 1, true);
+  for (const auto& [precision, type] :
+       {std::pair{"fp32", DType::f32}, std::pair{"bf16", DType::f16}, std::pair{"fp16", DType::f16}}) {
+    const Folder folder;
+    auto backend = std::make_unique<Watching>();
+    const Watching& watching = *backend;
+    Device device(std::move(backend));
+    Config config = config_in("csml", precision);
+    config.data.train = "synthetic:shapes?limit=40&size=20";
+    config.data.workers = 0;
+    config.train.epochs = config.train.max_steps = 1;
+    config.method.warmup_epochs = 0;
+    config.eval.knn_every_epochs = 0;
+    resolve(config);
+    const auto comm = Comm::local();
+    RunOptions options;
+    options.out = folder.path;
+    pretrain(device, *comm, config, options);
+    CHECK(watching.searched == std::set<DType>{type});
   }
 }
 

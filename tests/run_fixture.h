@@ -11,6 +11,7 @@
 #include "engine/checkpoint.h"
 #include "engine/log.h"
 
+#include "tests/backend.h"
 #include "tests/files.h"
 
 namespace csml::test {
@@ -55,7 +56,7 @@ inline Run run(const Config& config, const std::filesystem::path& out, const std
   std::filesystem::create_directories(out);
   log_configure(0, 1, true);
   set_compute_threads(1);  // threads only wait for each other in layers this small
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   const auto comm = Comm::local();
   RunOptions options;
   options.out = out;

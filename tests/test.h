@@ -12,6 +12,10 @@
 #include "kernels/half.h"
 #include "kernels/random.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace csml::test {
 
 /// A dense array on the host. Values are doubles whatever the element type on the device is.
@@ -145,8 +149,12 @@ class RedZone {
     for (size_t i = 0; i < image_.size(); ++i) image_[i] = std::byte(kNan >> (8 * ((i - begin_) % 4)));
     memory_ = static_cast<std::byte*>(backend_.allocate(image_.size()));
     backend_.upload(memory_, image_.data(), image_.size());
+    forbid();
   }
-  ~RedZone() { backend_.release(memory_); }
+  ~RedZone() {
+    allow();
+    backend_.release(memory_);
+  }
   RedZone(const RedZone&) = delete;
   RedZone& operator=(const RedZone&) = delete;
 
@@ -160,7 +168,9 @@ class RedZone {
   /// Empty, or which side of the array was written to.
   std::string check() const {
     std::vector<std::byte> now(image_.size());
+    allow();
     backend_.download(now.data(), memory_, now.size());
+    forbid();
     const size_t end = begin_ + bytes_;
     for (size_t i = begin_; i-- > 0;)
       if (now[i] != image_[i]) return cat("written {} bytes before its start", begin_ - i);
@@ -172,6 +182,19 @@ class RedZone {
  private:
   static constexpr size_t kGuard = 256;
   static constexpr uint32_t kNan = 0x7FC0DEAD;
+
+  /// With AddressSanitizer and memory of the host, reading the guards is an error too.
+#ifdef __SANITIZE_ADDRESS__
+  void forbid() const {
+    if (backend_.stream()) return;
+    __asan_poison_memory_region(memory_, begin_);
+    __asan_poison_memory_region(memory_ + begin_ + bytes_, image_.size() - begin_ - bytes_);
+  }
+  void allow() const { __asan_unpoison_memory_region(memory_, image_.size()); }
+#else
+  void forbid() const {}
+  void allow() const {}
+#endif
 
   Backend& backend_;
   size_t begin_, bytes_;

@@ -134,7 +134,7 @@ TEST_CASE("levels, small crops and every base go on exactly, and their checkpoin
     const bool queue = base_of(config.method).negatives == Base::Negatives::queue;
     CHECK(contains(names, "queue.res4.cursor") == queue);
     CHECK(contains(names, "queue.res5.cursor") == queue);
-    const auto device = Device::open("cpu");  // what evaluation and export read
+    const auto device = open_backend();  // what evaluation and export read
     CHECK(load_model(*device, folder.path / "whole", "q").step == 15);
     CHECK(load_model(*device, folder.path / "whole", "k").step == 15);
     CHECK(contains(plan_text(config), queue ? "2 levels" : "activations"));
@@ -244,7 +244,7 @@ TEST_CASE("a checkpoint is a model that loads, whose weights can start another r
   const Folder folder;
   Config config = tiny("moco", 1);
   run(config, folder.path / "a");
-  const auto device = Device::open("cpu");
+  const auto device = open_backend();
   for (const char* which : {"q", "k"}) {
     const SavedModel model = load_model(*device, folder.path / "a", which);
     CHECK(model.step == 5);

@@ -3,6 +3,7 @@
 // scratch memory and conversions mean is tested here; the libraries themselves are only on a card.
 #include "kernels/cuda/conv.h"
 #include "kernels/cuda/matmul.h"
+#include "kernels/cuda/versions.h"
 #include "kernels/half.h"
 #include "tests/op_cases.h"
 #include "tests/simt/simt_backend.h"
@@ -108,6 +109,18 @@ TEST_CASE("convolutions and matrix products through the vendors' interfaces") {
       }
   }
   CHECK(cases > 100);
+}
+
+TEST_CASE("a library of another major version is refused, an older one told") {
+  CHECK(cuda::check_version("cuDNN", 91900, 91900) == "");
+  CHECK(cuda::check_version("cuDNN", 92002, 91900) == "");
+  CHECK(cuda::check_version("cuDNN", 91900, 91905) == "");  // patches may differ
+  CHECK(cuda::check_version("cuDNN", 90100, 91900) ==
+        "cuDNN 9.1.0 is older than 9.19.0, which csml was built with: it may lack what csml asks of it");
+  CHECK_THROWS_WITH_AS(cuda::check_version("cuBLASLt", 120805, 130000),
+                       "cuBLASLt 12.8.5 is not the 13.x that csml was built with; install that, or name its folder in "
+                       "CSML_CUDA_LIBRARIES",
+                       Error);
 }
 
 TEST_CASE("a plan is chosen outside of recordings") {

@@ -4,21 +4,30 @@
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/libraries.h"
+#include "kernels/cuda/versions.h"
 
 namespace csml::cuda {
 
 namespace {
 
-/// 91900 -> 9.19.0: how cuDNN 9 and cuBLASLt 12 and newer number themselves.
-std::string version_text(size_t number) { return cat("{}.{}.{}", number / 10000, number / 100 % 100, number % 100); }
 /// 13000 -> 13.0: CUDA's own way.
 std::string cuda_version_text(int number) { return cat("{}.{}", number / 1000, number % 1000 / 10); }
 
 template <class Version>
-CudaFacts::Library library(const Version& version) {
+CudaFacts::Library library(const char* name, const Version& version, size_t built) {
   try {
-    return {.version = version_text(version()), .error = {}};
-  } catch (const Error& e) { return {.version = {}, .error = e.what()}; }
+    const size_t found = version();
+    return {.version = version_text(found), .warning = check_version(name, found, built), .error = {}};
+  } catch (const Error& e) { return {.version = {}, .warning = {}, .error = e.what()}; }
+}
+
+CudaFacts::Library cudnn_facts() {
+  return library(
+      "cuDNN", [] { return cudnn().get_version(); }, CUDNN_VERSION);
+}
+CudaFacts::Library cublas_lt_facts() {
+  return library(
+      "cuBLASLt", [] { return cublas_lt().get_version(); }, CUBLAS_VERSION);
 }
 
 std::string card_text(int card) {
@@ -40,6 +49,12 @@ int visible_cards() {
 
 int usable_cards() { return CudaBackend::why_not(0).empty() ? visible_cards() : 0; }
 
+std::vector<std::string> library_warnings() {
+  std::vector<std::string> lines = {cudnn_facts().warning, cublas_lt_facts().warning};
+  std::erase(lines, "");
+  return lines;
+}
+
 CudaFacts facts() {
   CudaFacts f;
   f.built = true;
@@ -57,8 +72,8 @@ CudaFacts facts() {
     }
   }
   cudaGetLastError();
-  f.cudnn = library([] { return cudnn().get_version(); });
-  f.cublas_lt = library([] { return cublas_lt().get_version(); });
+  f.cudnn = cudnn_facts();
+  f.cublas_lt = cublas_lt_facts();
   return f;
 }
 

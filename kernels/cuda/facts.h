@@ -6,6 +6,8 @@
 namespace csml::cuda {
 
 CudaFacts facts();
+/// A line for each library that is older than the one csml was built with.
+std::vector<std::string> library_warnings();
 /// Cards that the driver shows to this process; 0 without a driver, or where the first cannot be used.
 int usable_cards();
 

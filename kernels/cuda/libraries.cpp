@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/versions.h"
 
 namespace csml::cuda {
 
@@ -68,6 +69,7 @@ Cudnn load_cudnn() {
   library.bind(f.set_attribute, "cudnnBackendSetAttribute");
   library.bind(f.get_attribute, "cudnnBackendGetAttribute");
   library.bind(f.execute, "cudnnBackendExecute");
+  check_version("cuDNN", f.get_version(), CUDNN_VERSION);
   return f;
 }
 
@@ -89,6 +91,7 @@ CublasLt load_cublas_lt() {
   library.bind(f.preference_set, "cublasLtMatmulPreferenceSetAttribute");
   library.bind(f.get_heuristic, "cublasLtMatmulAlgoGetHeuristic");
   library.bind(f.matmul, "cublasLtMatmul");
+  check_version("cuBLASLt", f.get_version(), CUBLAS_VERSION);
   return f;
 }
 

@@ -42,7 +42,8 @@ struct CublasLt {
   decltype(&::cublasLtMatmul) matmul;
 };
 
-/// Loads the library at the first call. Throws Error where it is absent or lacks a function.
+/// Loads the library at the first call. Throws Error where it is absent, lacks a function, or is of another major
+/// version than the build's headers.
 const Cudnn& cudnn();
 const CublasLt& cublas_lt();
 

@@ -28,7 +28,11 @@ RIVAL = ROOT / "bench/pytorch/run.py"
 SANITIZED = "elementwise*,pooling,losses,commit*,top k"
 SANITIZED_QUICKLY = "losses,commit*"
 GOLDEN = "precision_steps_test"  # tells every comparison on a line; a stage of its own
-NEEDED = ["kernels_test", "precision_test", "replay_test"]  # what a build must bring; a missing one is told
+# What a build must bring; a missing one is told.
+NEEDED = ["kernels_test", "precision_test", "replay_test"]
+# Whole runs and evaluations: the last thing that is done, when the times are there.
+RUNS = ["evaluation_test", "features_test", "golden_test", "interruption_test", "models_test", "train_test"]
+EXACT = {"interruption_test", "train_test"}  # compare runs byte by byte, so they get deterministic plans
 
 
 class Check:
@@ -105,7 +109,7 @@ class Check:
     def tests(self):
         """Every test program; those that take a device from the environment on the card, in three ways."""
         programs = sorted(self.build.glob("*_test")) if self.build else []
-        on_device = [p.name for p in programs if b"CSML_TEST_BACKEND" in p.read_bytes() and p.name != GOLDEN]
+        on_device = [p.name for p in programs if b"CSML_TEST_BACKEND" in p.read_bytes() and p.name not in (GOLDEN, *RUNS)]
         missing = self.no_start or ("" if on_device else f"{self.build} holds no test program that runs on a device")
         limit = 60 if self.o.quick else 150
         for name in sorted({*on_device, *NEEDED}):
@@ -116,6 +120,15 @@ class Check:
         kernels = [self.build / "kernels_test"]
         for name, more in (("sync", {"CSML_SYNC": "1", "CSML_EAGER": "1"}), ("deterministic", {"CSML_DETERMINISTIC": "1"})):
             self.stages.run(f"test_kernels_{name}", kernels, limit, self.environment(more), missing)
+
+    def runs(self):
+        """What a run does beside its steps, and what judges it: refreshes, stops, resuming, evaluation."""
+        if self.o.quick:
+            return
+        for name in RUNS:
+            missing = self.no_start or ("" if self.build and (self.build / name).exists() else f"{self.build} has no {name}")
+            more = {"CSML_DETERMINISTIC": "1"} if name in EXACT else {}
+            self.stages.run(f"test_{name[:-5]}", [self.build / name], 150, self.environment(more), missing)
 
     def golden(self):
         """Whole training steps against PyTorch's in f64, in f32, TF32, bf16 and f16; allowed errors are the test's."""
@@ -323,7 +336,7 @@ class Check:
 
     def everything(self):
         for part in (self.prepare, self.doctor, self.tests, self.golden, self.replay, self.seed, self.side_by_side,
-                     self.exposed, self.idle, self.sanitizer, self.kernels, self.host_tests):
+                     self.exposed, self.idle, self.sanitizer, self.kernels, self.runs, self.host_tests):
             try:
                 part()
             except Exception as error:  # a mistake of this script must not cost what was seen

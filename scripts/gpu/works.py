@@ -51,7 +51,7 @@ def works():
         part("top_k_256", "exact top-5 of 256 queries, 65,536 rows, dim 128", "top_k", "256,65536,128,5",
              "256,65536,128,5"),
         part("commit", "SGD + EMA, 28.0 M parameters", "commit", "28000000", "3000000", full="fp32"),
-        step("moco_b256", "MoCo v2 step, batch 256", "moco", moco, 256, ["fp32", "fp16"], both),
+        step("moco_b256", "MoCo v2 step, batch 256", "moco", moco, 256, ["fp32", "tf32", *SMALL_PRECISION], both),
         step("resnet50_b256", "supervised ResNet-50 step, batch 256", "resnet50", ["--step", "resnet50"], 256,
              ["fp32", "tf32", *SMALL_PRECISION], both),
         step("moco_b32", "MoCo v2 step, batch 32", "moco", moco, 32, [],

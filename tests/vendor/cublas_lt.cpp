@@ -56,7 +56,7 @@ bool is_aligned(const void* data, uint32_t to) { return reinterpret_cast<uintptr
 
 extern "C" {
 
-size_t cublasLtGetVersion() { return 1; }
+size_t cublasLtGetVersion() { return CUBLAS_VERSION; }
 const char* cublasLtGetStatusString(cublasStatus_t) { return "the stand-in's status"; }
 cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
   *handle = reinterpret_cast<cublasLtHandle_t>(new int(1));
