@@ -110,6 +110,8 @@ int run(const Options& o) {
   const auto device = Device::open("cpu");
   const SavedModel model = load_model(*device, o.checkpoint, o.encoder);
   std::vector<NamedArray> weights = to_host(model.encoder->params(), "");
+  if (o.what == "full" && !model.has_head)
+    throw UsageError(cat("{} holds no projection head; use --what backbone", model.source));
   if (o.what == "backbone") std::erase_if(weights, [](const NamedArray& a) { return a.name.starts_with("fc."); });
 
   const ModelConfig& m = model.config.model;

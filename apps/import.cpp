@@ -159,7 +159,10 @@ int run(const Options& o) {
   CheckpointContent content;
   for (const NamedArray& a : both) content.model.push_back({a.name, a.dtype, a.shape, a.data.data()});
   content.model_metadata = {{"format", "pt"}};
-  content.user = {{"config", to_json(resolved.config)}, {"in_channels", channels}, {"imported_from", o.file}};
+  content.user = {{"config", to_json(resolved.config)},
+                  {"in_channels", channels},
+                  {"imported_from", o.file},
+                  {"has_head", has_head}};
   create_folder(o.out);
   const std::filesystem::path folder = CheckpointStore(o.out, {.keep_last = 1, .warn = log_warn}).save(content);
   load_model(*device, folder, "q");

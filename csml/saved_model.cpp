@@ -1,6 +1,7 @@
 #include "csml/saved_model.h"
 
 #include <algorithm>
+#include <set>
 
 #include "engine/json.h"
 #include "engine/log.h"
@@ -17,11 +18,27 @@ std::vector<NamedArray> read_arrays(const SafetensorsFile& file, const std::stri
   return arrays;
 }
 
+/// model.head_bn of a head whose arrays are exactly those of models/projector.h; else empty: no head, or another one.
+std::string head_norm(const ArrayShapes& shapes) {
+  std::set<std::string> found;
+  for (const auto& [name, shape] : shapes)
+    if (name.starts_with("fc.") && !name.ends_with("num_batches_tracked")) found.insert(name.substr(3));
+  const std::set<std::string> none{"0.weight", "0.bias", "2.weight", "2.bias"};
+  std::set<std::string> hidden{"0.weight",      "1.weight", "1.bias", "1.running_mean",
+                               "1.running_var", "3.weight", "3.bias"};
+  if (found == none) return "none";
+  if (found == hidden) return "hidden";
+  hidden.erase("3.bias");
+  hidden.insert({"4.running_mean", "4.running_var"});
+  return found == hidden ? "all" : "";
+}
+
 SavedModel from_checkpoint(Device& device, const Checkpoint& checkpoint, const std::string& which) {
   SavedModel out;
   try {
     out.in_channels = whole_number<int>(checkpoint.user.at("in_channels"));
     out.config = config_from_json(checkpoint.user.at("config"));
+    out.has_head = checkpoint.user.value("has_head", true);
   } catch (const nlohmann::json::exception&) {
     throw Error(cat("{}: its manifest holds no configuration; it was not written by csml pretrain or csml import",
                     checkpoint.folder.string()));
@@ -86,14 +103,13 @@ ModelConfig recognise_model(const ArrayShapes& shapes, const std::string& place,
     throw Error(cat("{}: {} {} blocks in layer1 and {} in layer3: no ResNet-18, 34, 50 or 101", place, first,
                     bottleneck ? "bottleneck" : "basic", third));
   }
-  // Linear, ReLU, Linear, or with batch norm behind the first or both: models/projector.h.
-  const bool hidden_norm = shapes.contains("fc.1.running_mean"), last_norm = shapes.contains("fc.4.running_mean");
-  const std::string last = hidden_norm ? "fc.3" : "fc.2";
-  *has_head = has_module("fc.0") && has_module(last);
+  config.head_bn = head_norm(shapes);
+  *has_head = !config.head_bn.empty();
   if (*has_head) {
     config.head_hidden = extent("fc.0.weight", 0);
-    config.dim = extent(last + ".weight", 0);
-    config.head_bn = !hidden_norm ? "none" : last_norm ? "all" : "hidden";
+    config.dim = extent(config.head_bn == "none" ? "fc.2.weight" : "fc.3.weight", 0);
+  } else {
+    config.head_bn = "none";
   }
   return config;
 }

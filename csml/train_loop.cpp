@@ -104,7 +104,6 @@ class Run {
   struct StepLine {
     Position at;
     int64_t steps = 0;
-    double wait_seconds = 0;  // for data
   };
   std::optional<StepLine> line_;
   // Since the last step line
@@ -156,7 +155,14 @@ RunResult Run::go() {
     if (writer_) writer_->finish();  // finds out now, not in an hour, whether the folder takes a checkpoint
   }
   bool stop = stop_agreed();
-  while (at_.epoch < config_.train.epochs && !stop && !out_of_steps()) stop = train_epoch();
+  try {
+    while (at_.epoch < config_.train.epochs && !stop && !out_of_steps()) stop = train_epoch();
+  } catch (...) {
+    try {
+      end_line();  // what was known before
+    } catch (const Error&) {}
+    throw;
+  }
   settle();
   progress_->finish();
   result_.stopped = stop && (at_.epoch < config_.train.epochs || state_.evaluation_due);
@@ -242,7 +248,7 @@ void Run::settle() {
 /// A line about the last `steps` steps. The device notes its numbers behind them and goes on; end_line() writes it.
 void Run::begin_line(int64_t steps) {
   method_->begin_measure(steps);
-  line_ = {.at = at_, .steps = steps, .wait_seconds = std::exchange(interval_wait_, 0)};
+  line_ = {.at = at_, .steps = steps};
   if (steps_.unsettled() == 0) end_line();
 }
 
@@ -259,7 +265,7 @@ void Run::end_line() {
   epoch_steps_ += about.steps;
   line["kind"] = "step";
   line["images_per_second"] = static_cast<double>(about.steps * config_.train.batch_size) / std::max(1e-9, elapsed);
-  line["data_wait"] = about.wait_seconds / std::max(1e-9, elapsed);
+  line["data_wait"] = std::exchange(interval_wait_, 0) / std::max(1e-9, elapsed);
   line["memory_bytes"] = device_.stats().reserved;
   line["skipped_steps"] = line.value("skipped_steps", int64_t{0}) + state_.skipped;
   if (base_of(config_.method).negatives == Base::Negatives::queue) {

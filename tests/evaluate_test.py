@@ -320,8 +320,14 @@ class EvaluateTest(unittest.TestCase):
                                          model)["verified"])
             backbone = self.tmp / "backbone.safetensors"
             self.answers("export", "--checkpoint", run, "--out", backbone)
-            self.fails(2, "holds no projection head", "embed", "--checkpoint", backbone, "--data", TEST, "--features",
-                       "projection", "--out", self.tmp / "head_of_none.safetensors")
+            imported = self.tmp / f"head_{norm}_imported"
+            self.answers("import", backbone, "--out", imported)
+            for checkpoint in backbone, imported:
+                none = self.tmp / "head_of_none.safetensors"
+                self.fails(2, "holds no projection head", "embed", "--checkpoint", checkpoint, "--data", TEST, "--features",
+                           "projection", "--out", none)
+                self.fails(2, "holds no projection head", "export", "--checkpoint", checkpoint, "--what", "full", "--out",
+                           none)
 
     def test_whole_checkpoint(self):
         file, out = self.tmp / "state.safetensors", self.tmp / "state"

@@ -217,6 +217,7 @@ void run_spoiled(const Config& config, const fs::path& out, const std::set<int>&
 }  // namespace
 
 TEST_CASE("a step that is not finite is found out with the next one under way, as without it") {
+  if (backend_under_test() != "cpu") return;  // spoils the CPU's gradients
   const Folder folder;
   Config config = tiny("csml", 2);
   config.train.log_every_steps = 100;

@@ -261,8 +261,10 @@ TEST_CASE("the table covers every call of the backend") {
   CHECK(declared == listed);
 }
 
+#ifndef __SANITIZE_ADDRESS__  // there the accesses themselves end the program: simt_faults_test.cpp
 TEST_CASE("the red zones see what they are for") {
   const auto device = open_backend();
+  if (device->backend().stream()) return;  // the host cannot reach a card's memory
   RedZone zone(device->backend(), 12);
   CHECK(zone.check().empty());
   float* data = static_cast<float*>(zone.data());
@@ -277,6 +279,7 @@ TEST_CASE("the red zones see what they are for") {
   static_cast<char*>(other.data())[-1] = 0;
   CHECK(other.check() == "written 1 bytes before its start");
 }
+#endif
 
 TEST_CASE("the comparison refuses what it should") {
   Array want({4}), got({4});

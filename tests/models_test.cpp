@@ -216,7 +216,11 @@ TEST_CASE("the projection head is Linear - ReLU - Linear, or one Linear") {
 }
 
 TEST_CASE("weights of extents that no encoder has are refused by name") {
-  ArrayShapes shapes{{"conv1.weight", {64, 3, 7, 7}}, {"fc.0.weight", {64, 64}}, {"fc.2.weight", {32, 64}}};
+  ArrayShapes shapes{{"conv1.weight", {64, 3, 7, 7}},
+                     {"fc.0.weight", {64, 64}},
+                     {"fc.0.bias", {64}},
+                     {"fc.2.weight", {32, 64}},
+                     {"fc.2.bias", {32}}};
   for (int layer = 1; layer <= 4; ++layer)
     for (int block = 0; block < 2; ++block) shapes[cat("layer{}.{}.conv1.weight", layer, block)] = {1};
   int channels = 0;
@@ -231,17 +235,33 @@ TEST_CASE("weights of extents that no encoder has are refused by name") {
   shapes["conv1.weight"] = {64, 3, 7, 7};
   shapes["fc.2.weight"] = {0, 64};
   CHECK(contains(refused(), "'fc.2.weight' has shape [0, 64]"));
-  // With batch norm in the head, its layers have other numbers.
-  shapes.erase("fc.2.weight");
-  for (const char* norm : {"hidden", "all"}) {
-    shapes[std::string(norm) == "hidden" ? "fc.1.running_mean" : "fc.4.running_mean"] = {64};
-    shapes["fc.3.weight"] = {24, 64};
+}
+
+TEST_CASE("a head is recognised where all its arrays are those of a projector, and only there") {
+  ArrayShapes trunk{{"conv1.weight", {64, 3, 7, 7}}};
+  for (int layer = 1; layer <= 4; ++layer)
+    for (int block = 0; block < 2; ++block) trunk[cat("layer{}.{}.conv1.weight", layer, block)] = {1};
+  const auto device = open_backend();
+  for (const char* norm : {"none", "hidden", "all"}) {
+    ModelConfig config{.depth = 18, .stem = "imagenet", .width = 4, .head_hidden = 48, .head_mlp = true, .dim = 24};
+    config.head_bn = norm;
+    const Encoder encoder(*device, config, 3, 1, false);
+    ArrayShapes shapes = trunk;
+    for (const NamedArray& a : to_host(encoder.params(), ""))
+      if (a.name.starts_with("fc.")) shapes[a.name] = a.shape;
+    shapes["fc.1.num_batches_tracked"] = {};
+    int channels = 0;
+    bool has_head = false;
     const ModelConfig found = recognise_model(shapes, "file", &channels, &has_head);
     CHECK(has_head);
     CHECK(found.head_bn == norm);
     CHECK(found.dim == 24);
+    CHECK(found.head_hidden == 48);
+    for (const char* change : {"fc.0.weight", "fc.4.weight", "fc.6.weight"}) {
+      ArrayShapes other = shapes;  // one array less, or one of another head's
+      if (other.erase(change) == 0) other[change] = {24, 24};
+      recognise_model(other, "file", &channels, &has_head);
+      CHECK_FALSE(has_head);
+    }
   }
-  shapes.erase("fc.3.weight");
-  recognise_model(shapes, "file", &channels, &has_head);
-  CHECK_FALSE(has_head);
 }

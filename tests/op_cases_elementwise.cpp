@@ -123,6 +123,13 @@ void add_elementwise_bench_cases(OpCases& cases, bool cifar, int64_t batch) {
   const Shape images = cifar ? Shape{batch, 32, 32, 3} : Shape{batch, 224, 224, 3};
   cases.push_back(gather_case(images, batch, DType::f32));  // those of the keys, in another order
   cases.back().detail = cat("{} of {}", batch, images.text());
+  cases.back().args[1].fill = [](Array& a, Random& random, bool) {
+    for (int64_t i = 0; i < a.size(); ++i) {  // every row once
+      const auto j = static_cast<int64_t>(random.below(static_cast<uint32_t>(i + 1)));
+      a[i] = a[j];
+      a[j] = static_cast<double>(i);
+    }
+  };
 }
 
 }  // namespace csml::test

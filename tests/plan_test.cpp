@@ -47,7 +47,8 @@ class Noting final : public CpuBackend {
   void zero(const View& y) { fill({.y = y, .value = 0}); }
 };
 
-/// What an encoder asks for at some sizes of its images, heads of its levels included, forward and backward.
+/// What an encoder asks for at some sizes of its images, heads of its levels included, on whole maps and, where
+/// `config` has them, on windows; forward and backward.
 std::vector<ConvShape> convolutions_of(const Config& config, int channels, const std::set<int>& sizes) {
   constexpr int64_t kBatch = 2;
   auto backend = std::make_unique<Noting>();
@@ -62,6 +63,9 @@ std::vector<ConvShape> convolutions_of(const Config& config, int channels, const
       const Var map = level.stage == Encoder::kTop ? stages.pooled : stages.stage[static_cast<size_t>(level.stage)];
       const Var out = encoder.head(level.stage, map, {});
       all = all ? add(all, out) : out;
+      if (level.window == 0 || size != config.augment.crop_size) continue;
+      const Tensor corner = Tensor::from(device, {kBatch, 2}, std::vector<int32_t>(2 * kBatch, 0));
+      all = add(all, encoder.head(level.stage, gather_window(map, corner, level.window, level.window), {}));
     }
     cross_entropy(all, labels).backward();
   }
@@ -97,10 +101,12 @@ const std::vector<ConvShape>& all_convolutions() {
     Config config;
     config.method.name = "csml";
     config.method.levels = {"res3", "res4", "res5"};
+    config.method.alignment = "patch";
     for (const int depth : {18, 50})
       for (const char* stem : {"imagenet", "cifar"}) {
         config.model.depth = depth;
         config.model.stem = stem;
+        config.augment.crop_size = config.model.stem == "cifar" ? 32 : 224;
         add_network(config, 3, config.model.stem == "cifar" ? std::set{32, 24, 16} : std::set{224, 96});
       }
     std::vector<ConvShape> shapes;
@@ -168,6 +174,7 @@ TEST_CASE("the list of convolutions is that of the networks") {
   CHECK(asked(192, 3, 64, 7, 2, 3) == "fw");      // small crops
   CHECK(asked(3, 512, 2048, 1, 1, 0) == "fiw");   // the end of one of 96 pixels
   CHECK(asked(28, 1, 16, 3, 1, 1) == "fw");       // gray images, a quarter of the width
+  CHECK(asked(8, 1024, 512, 1, 1, 0) == "fiw");   // the head of res4 on a window of 8 x 8
   CHECK(asked(56, 256, 256, 3, 1, 1) == "");
 }
 

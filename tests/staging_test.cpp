@@ -152,6 +152,9 @@ TEST_CASE("staging: a readback is of its moment and waits for nothing behind it"
   CHECK_THROWS_AS(second.wait(), Error);  // behind the endless one
   runtime::release();
   CHECK(*static_cast<const int*>(second.wait()) == 3);
+  cuda::PinnedReadback checked(stream.get(), sizeof(int), [] { throw Error("reported"); });
+  checked.start(&flag);
+  CHECK_THROWS_WITH_AS(checked.wait(), "reported", Error);
 }
 
 TEST_CASE("staging: a download waits for what is queued before it") {

@@ -198,7 +198,10 @@ void CudaBackend::upload(void* device, const void* host, size_t bytes) {
 }
 
 std::unique_ptr<Readback> CudaBackend::readback(size_t bytes) {
-  return std::make_unique<cuda::PinnedReadback>(state_->stream.get(), bytes);
+  return std::make_unique<cuda::PinnedReadback>(state_->stream.get(), bytes, [this] {
+    // A kernel may be about to say the rest of what it has to report.
+    if (state_->failure.get()->what != cuda::Failure::none) synchronize();
+  });
 }
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {

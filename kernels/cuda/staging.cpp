@@ -110,6 +110,7 @@ void PinnedReadback::start(const void* device) {
 
 const void* PinnedReadback::wait() {
   done_.wait();
+  if (checked_) checked_();
   return memory_.get();
 }
 

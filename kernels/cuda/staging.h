@@ -80,7 +80,9 @@ class Staging {
 /// A few bytes of the card's, read by the host without waiting for what is queued after them.
 class PinnedReadback final : public Readback {
  public:
-  PinnedReadback(cudaStream_t stream, size_t bytes) : stream_(stream), bytes_(bytes), memory_(bytes) {}
+  /// checked: called by wait() when the bytes are there; throws what kernels have reported.
+  PinnedReadback(cudaStream_t stream, size_t bytes, std::function<void()> checked = {})
+      : stream_(stream), bytes_(bytes), memory_(bytes), checked_(std::move(checked)) {}
   void start(const void* device) override;
   const void* wait() override;
 
@@ -89,6 +91,7 @@ class PinnedReadback final : public Readback {
   size_t bytes_;
   Pinned memory_;
   Event done_;
+  std::function<void()> checked_;
 };
 
 }  // namespace csml::cuda
