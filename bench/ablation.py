@@ -59,6 +59,9 @@ def variants(size):
         "moco, both directions": ["--method", "moco", *sets("method.directions=2")],
         "moco, momentum 0.9": ["--method", "moco", *sets("method.momentum=0.9")],
         "moco, queue of 256": ["--method", "moco", *sets("method.queue=256")],
+        "moco, momentum 0.9, queue of 256": ["--method", "moco", *sets("method.momentum=0.9", "method.queue=256")],
+        "moco, norm over the batch": ["--method", "moco", *sets("method.bn_group_size=0")],
+        "simclr, norm over the batch": ["--method", "simclr", *sets("method.bn_group_size=0")],
         "simclr, no norm in the head": ["--method", "simclr", *sets("model.head_bn=none")],
         "simclr, one direction": ["--method", "simclr", *sets("method.directions=1")],
     }
@@ -73,7 +76,9 @@ SETS = {
                       "filtered"],
     # What parts MoCo from SimCLR, one thing at a time.
     "between-bases": ["moco", "moco, norm in the head", "moco, both directions", "moco, momentum 0.9",
-                      "moco, queue of 256", "simclr", "simclr, no norm in the head", "simclr, one direction"],
+                      "moco, queue of 256", "moco, momentum 0.9, queue of 256", "moco, norm over the batch", "simclr",
+                      "simclr, no norm in the head", "simclr, one direction", "simclr, keys constant",
+                      "simclr, norm over the batch"],
     "decisions": ["simclr", "simclr, keys constant", "simclr+cross", "simclr+cross, keys constant",
                   "simclr+cross, partners negative", "mocov3+cross", "mocov3+cross, partners negative", "moco+crops",
                   "moco+crops, no statistics"],
