@@ -14,7 +14,7 @@ namespace csml {
 
 /// How long something is timed: `windows` windows of about `seconds` or more each, after `warmup` calls.
 struct BenchOptions {
-  int windows = 5, warmup = 2;
+  int windows = 5, warmup = 3;  // the third step is recorded
   double seconds = 1;
 };
 

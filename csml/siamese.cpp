@@ -129,6 +129,7 @@ Siamese::Siamese(Device& device, const Config& config, int in_channels, Plan pla
     for (const Plan::Term& term : plan_.terms)
       if (!term.crop || level.name == levels_[0].name) term_names_.emplace_back(level.name, term.name);
   loss_sum_ = Tensor::full(device, {static_cast<int64_t>(term_names_.size())}, 0.f);
+  if (comm_.size() > 1) all_queries_ = Tensor(device, {layout_.local / layout_.parts * comm_.size(), config.model.dim});
   load_draw({});
 }
 

@@ -160,7 +160,8 @@ class Siamese final : public Method {
   std::vector<std::pair<std::string, std::string>> term_names_;  // level, term
   Tensor counts_, zero_;  // f32 [1]: 1 where the step's losses belong into the sums, else 0; always 0
   Tensor loss_sum_, total_sum_, positive_sum_, negative_sum_;
-  Tensor last_query_;  // this process's embeddings of the first anchor, in the last part
+  Tensor last_query_;   // this process's embeddings of the first anchor, in the last part
+  Tensor all_queries_;  // room for those of all processes; empty where there is one
   float lr_now_ = 0, momentum_now_ = 0;
   Measured measured_;
 };

@@ -39,13 +39,12 @@ void Siamese::begin_measure(int64_t steps) {
     copy.start(sum);
     fill(sum, 0);
   }
-  const Tensor embeddings(device_, last_query_.shape().with_rows(last_query_.shape()[0] * comm_.size()));
-  comm_.all_gather(last_query_, embeddings);
-  measured_.embeddings.start(embeddings);
+  if (all_queries_) comm_.all_gather(last_query_, all_queries_);
+  measured_.embeddings.start(all_queries_ ? all_queries_ : last_query_);
   measured_.finite.start(finite_);
   loss_scale_.begin_read();
   measured_.steps = steps;
-  measured_.dim = embeddings.shape()[1];
+  measured_.dim = last_query_.shape()[1];
   measured_.lr = lr_now_;
   measured_.momentum = momentum_now_;
   measured_.draw = draw_;

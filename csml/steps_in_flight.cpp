@@ -13,7 +13,7 @@ StepsInFlight::StepsInFlight(Device& device, Comm& comm, RunState& state, RunLog
       options_(std::move(options)),
       stop_vote_(Tensor::from(device, {1}, std::vector<int32_t>{0})),
       step_(
-          device, [this] { recorded_step(); }, comm.recordable() ? 1 : std::numeric_limits<int>::max()),
+          device, [this] { recorded_step(); }, comm.recordable() ? 2 : std::numeric_limits<int>::max()),
       most_(options_.most > 0           ? options_.most
             : device.backend().stream() ? 2
                                         : 1) {

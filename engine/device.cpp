@@ -80,11 +80,21 @@ Pool::~Pool() { trim(); }
 std::pair<void*, size_t> Pool::take(size_t bytes) {
   constexpr size_t kUnit = 512;
   bytes = std::max(kUnit, (bytes + kUnit - 1) / kUnit * kUnit);
-  auto best = free_.lower_bound(bytes);
+  // The smallest that fits, as if the lender's were here: a repeated run finds the blocks that it used before.
+  Pool* from = nullptr;
+  std::multimap<size_t, void*>::iterator best;
+  for (Pool* pool : {this, lender_}) {
+    if (!pool) continue;
+    const auto fits = pool->free_.lower_bound(bytes);
+    if (fits == pool->free_.end() || fits->first > bytes + bytes / 4) continue;
+    if (!from || fits->first < best->first) from = pool, best = fits;
+  }
   std::pair<void*, size_t> block;
-  if (best != free_.end() && best->first <= bytes + bytes / 4) {
+  if (from) {
     block = {best->second, best->first};
-    free_.erase(best);
+    from->free_.erase(best);
+    from->stats_.reserved -= block.second;
+    stats_.reserved += block.second;
   } else {
     block = {backend_.allocate(bytes), bytes};
     stats_.reserved += bytes;
@@ -144,18 +154,23 @@ ArenaStats Device::stats() const {
   return total;
 }
 
-std::shared_ptr<RecordedStep> Device::record(const std::function<void()>& work) {
+std::shared_ptr<RecordedStep> Device::record(const std::function<void()>& work, bool reuse) {
   CHECK(current_ == main_, "a recording is already under way");
   auto recording = std::make_shared<RecordedStep>();
   recording->pool_ = std::make_shared<Pool>(*backend_);
+  if (reuse) recording->pool_->take_from(main_.get());
   current_ = recording->pool_;
+  const auto end = [&] {
+    recording->pool_->take_from(nullptr);
+    current_ = main_;
+  };
   try {
     recording->replay_ = backend_->record(work);
   } catch (...) {
-    current_ = main_;
+    end();
     throw;
   }
-  current_ = main_;
+  end();
   recordings_.push_back(recording);
   return recording;
 }

@@ -64,11 +64,14 @@ class Pool {
   void give(void* data, size_t capacity);
   /// Gives free blocks back to the backend.
   void trim();
+  /// From here on take() may also take free blocks of `lender`, for good; until nullptr.
+  void take_from(Pool* lender) { lender_ = lender; }
   const ArenaStats& stats() const { return stats_; }
 
  private:
   Backend& backend_;
   std::multimap<size_t, void*> free_;
+  Pool* lender_ = nullptr;
   ArenaStats stats_;
 };
 
@@ -103,8 +106,9 @@ class Device {
   ArenaStats stats() const;
   void trim() { main_->trim(); }
 
-  /// Runs work once while recording it. Tensors made inside live in the recording's own pool.
-  std::shared_ptr<RecordedStep> record(const std::function<void()>& work);
+  /// Runs work once while recording it. Tensors made inside live in the recording's own pool, into which `reuse` moves
+  /// free blocks of the main pool as they are needed: those of a run before, of which there is then no second set.
+  std::shared_ptr<RecordedStep> record(const std::function<void()>& work, bool reuse = false);
 
  private:
   std::unique_ptr<Backend> backend_;

@@ -15,8 +15,7 @@ Step::Step(Device& device, std::function<void()> work, int warmup_runs)
 void Step::run() {
   if (recorded_) return recorded_->run();
   if (eager_ || runs_++ < warmup_runs_) return work_();
-  device_.trim();  // the warm-up's blocks: the recording brings its own
-  recorded_ = device_.record(work_);
+  recorded_ = device_.record(work_, true);
 }
 
 void Step::reset() {

@@ -13,7 +13,9 @@ namespace csml {
 /// to run. CSML_EAGER=1 in the environment: never recorded.
 class Step {
  public:
-  Step(Device& device, std::function<void()> work, int warmup_runs = 1);
+  /// Two eager runs: the first may choose plans and allocate, the second shows that nothing is left to grow, and the
+  /// recording works in its memory.
+  Step(Device& device, std::function<void()> work, int warmup_runs = 2);
   void run();
   /// Forget the recording, e.g. because a constant of the work changed; the next run() is eager.
   void reset();

@@ -191,15 +191,14 @@ TEST_CASE("Step runs eagerly, records and replays to the same bits") {
   const auto want = eager_states(6);
   const auto device = open_backend();
   const Model model(*device);
-  Step step(
-      *device, [&] { model.step(); }, 2);
+  Step step(*device, [&] { model.step(); });
   for (int64_t i = 0; i < 6; ++i) {
     model.feed(i);
     if (i == 5) step.reset();
     step.run();
     CAPTURE(i);
     CHECK(same_bits(model.state(), want[static_cast<size_t>(i)]));
-    if (i == 0) CHECK_FALSE(step.recorded());
+    if (i <= 1) CHECK_FALSE(step.recorded());
     if (i == 4 && !std::getenv("CSML_EAGER")) CHECK(step.recorded());
   }
 }
@@ -284,6 +283,37 @@ TEST_CASE("the arena stops growing after the first step") {
   CHECK(device->stats().growths == after.growths);
   recorded.reset();
   CHECK(device->stats().reserved == warm.reserved);
+}
+
+TEST_CASE("a step is recorded into the memory of its eager runs") {
+  const auto device = open_backend();
+  const Model model(*device);
+  Step step(*device, [&] { model.step(); });
+  ArenaStats second{};
+  for (int64_t i = 0; i < 6; ++i) {
+    model.feed(i);
+    step.run();
+    if (i == 1) second = device->stats();
+    if (i < 2) continue;
+    CAPTURE(i);
+    CHECK(device->stats().growths == second.growths);
+    CHECK(device->stats().reserved == second.reserved);
+    CHECK(step.recorded() == !std::getenv("CSML_EAGER"));
+  }
+  // What the main pool gives from now on is its own: an eager run must ask for more, and the replay stays right.
+  const auto want = eager_states(8);
+  model.feed(6);
+  step.run();
+  CHECK(same_bits(model.state(), want[6]));
+  const Model other(*device);
+  const size_t before = device->stats().reserved;
+  other.feed(0);
+  other.step();
+  if (step.recorded()) CHECK(device->stats().reserved > before);
+  model.feed(7);
+  step.run();
+  CHECK(same_bits(model.state(), want[7]));
+  CHECK(same_bits(other.state(), want[0]));
 }
 
 TEST_CASE("two recordings do not disturb each other") {

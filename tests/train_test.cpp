@@ -99,6 +99,8 @@ TEST_CASE("memory stays what it is after the first epoch, evaluation and refresh
   CHECK(metrics(folder.path / "long", "eval").size() == 13);
   const std::vector<json> steps = metrics(folder.path / "long", "step");
   REQUIRE(steps.size() == 60);
+  // The third step is recorded, into the memory of the second.
+  for (size_t i = 2; i < 5; ++i) CHECK(steps[i]["memory_bytes"] == steps[1]["memory_bytes"]);
   for (size_t i = 6; i < steps.size(); ++i) CHECK(steps[i]["memory_bytes"] == steps[5]["memory_bytes"]);
 }
 
