@@ -60,6 +60,8 @@ def variants(size):
         "moco, momentum 0.9": ["--method", "moco", *sets("method.momentum=0.9")],
         "moco, queue of 256": ["--method", "moco", *sets("method.queue=256")],
         "moco, momentum 0.9, queue of 256": ["--method", "moco", *sets("method.momentum=0.9", "method.queue=256")],
+        "moco, momentum 0, queue of 256": ["--method", "moco", *sets("method.momentum=0", "method.queue=256")],
+        "mocov3, momentum 0": ["--method", "mocov3", *sets("method.momentum=0")],
         "moco, norm over the batch": ["--method", "moco", *sets("method.bn_group_size=0")],
         "simclr, norm over the batch": ["--method", "simclr", *sets("method.bn_group_size=0")],
         "simclr, no norm in the head": ["--method", "simclr", *sets("model.head_bn=none")],
@@ -76,7 +78,8 @@ SETS = {
                       "filtered"],
     # What parts MoCo from SimCLR, one thing at a time.
     "between-bases": ["moco", "moco, norm in the head", "moco, both directions", "moco, momentum 0.9",
-                      "moco, queue of 256", "moco, momentum 0.9, queue of 256", "moco, norm over the batch", "simclr",
+                      "moco, queue of 256", "moco, momentum 0.9, queue of 256", "moco, momentum 0, queue of 256",
+                      "moco, norm over the batch", "mocov3", "mocov3, momentum 0", "simclr",
                       "simclr, no norm in the head", "simclr, one direction", "simclr, keys constant",
                       "simclr, norm over the batch"],
     "decisions": ["simclr", "simclr, keys constant", "simclr+cross", "simclr+cross, keys constant",
