@@ -182,7 +182,7 @@ Command export_command(CLI::App& app) {
       ->type_name("NAME")
       ->capture_default_str();
   app.add_option("--what", o->what,
-                 "backbone | full (with the projection head fc.0, fc.2) | state (the whole checkpoint in one file, "
+                 "backbone | full (with the projection head, fc.*) | state (the whole checkpoint in one file, "
                  "from which csml import makes a run that goes on; with --format safetensors)")
       ->check(CLI::IsMember({"backbone", "full", "state"}))
       ->type_name("WHAT")
