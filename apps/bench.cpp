@@ -7,8 +7,8 @@
 
 #include "apps/command.h"
 #include "apps/config.h"
-#include "csml/probe_knn.h"
-#include "csml/views.h"
+#include "csml/evaluation/probe_knn.h"
+#include "csml/method/views.h"
 #include "engine/log.h"
 
 namespace csml {

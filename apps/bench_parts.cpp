@@ -1,6 +1,6 @@
 // csml bench --part: the parts of a step that the engine has fused kernels for, by size.
 #include "apps/bench.h"
-#include "csml/encoder.h"
+#include "csml/method/encoder.h"
 #include "engine/ops.h"
 #include "engine/optim.h"
 #include "engine/precision.h"

@@ -5,7 +5,7 @@
 
 #include "apps/bench.h"
 #include "apps/config.h"
-#include "csml/siamese.h"
+#include "csml/method/siamese.h"
 #include "data/shuffle.h"
 #include "engine/buckets.h"
 #include "engine/comm_rehearsal.h"

@@ -1,4 +1,5 @@
 #include "apps/config.h"
+#include "csml/method/resolve.h"
 
 // toml++ 3.3 asserts, or with NDEBUG lets the compiler assume, what a text such as "[&" breaks, just before it looks
 // for that itself and says so. So it shall do neither. And it calls unreachable what it does for every character from

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "csml/config.h"
+#include "csml/config/config.h"
 
 namespace csml {
 
@@ -34,7 +34,7 @@ class ConfigBuilder {
   /// "section.key=value" of --set.
   void set_assignment(const std::string& assignment);
 
-  /// The configuration, resolved (csml/config.h).
+  /// The configuration, resolved (csml/config/config.h).
   ResolvedConfig build() const;
 
  private:

@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "apps/command.h"
-#include "csml/saved_model.h"
+#include "csml/training/saved_model.h"
 #include "models/onnx.h"
 #include "models/pickle.h"
 #include "models/weights.h"

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "apps/command.h"
-#include "csml/features.h"
-#include "csml/saved_model.h"
+#include "csml/evaluation/features.h"
+#include "csml/training/saved_model.h"
 
 namespace csml {
 

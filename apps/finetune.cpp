@@ -1,5 +1,5 @@
 // csml finetune: the whole network trained on few labels; with --self-train again on pseudo labels of low entropy.
-#include "csml/finetune.h"
+#include "csml/evaluation/finetune.h"
 
 #include <chrono>
 #include <optional>
@@ -7,7 +7,7 @@
 #include "apps/command.h"
 #include "apps/feature_source.h"
 #include "apps/run_folder.h"
-#include "csml/label_split.h"
+#include "csml/evaluation/label_split.h"
 #include "data/subset.h"
 #include "engine/log.h"
 #include "version.h"

@@ -7,7 +7,7 @@
 #include "apps/config.h"
 #include "apps/feature_source.h"
 #include "apps/run_folder.h"
-#include "csml/saved_model.h"
+#include "csml/training/saved_model.h"
 #include "engine/checkpoint.h"
 #include "engine/log.h"
 #include "models/weights.h"

@@ -3,7 +3,7 @@
 #include <filesystem>
 
 #include "apps/command.h"
-#include "csml/config.h"
+#include "csml/config/config.h"
 #include "data/dataset.h"
 #include "engine/checkpoint.h"
 #include "engine/file.h"

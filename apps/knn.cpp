@@ -3,7 +3,7 @@
 #include <chrono>
 
 #include "apps/feature_set.h"
-#include "csml/probe_knn.h"
+#include "csml/evaluation/probe_knn.h"
 
 namespace csml {
 namespace {

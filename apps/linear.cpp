@@ -3,7 +3,7 @@
 
 #include "apps/feature_set.h"
 #include "apps/linear_augmented.h"
-#include "csml/probe_linear.h"
+#include "csml/evaluation/probe_linear.h"
 #include "engine/log.h"
 
 namespace csml {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "apps/feature_source.h"
-#include "csml/probe_linear_augmented.h"
+#include "csml/evaluation/probe_linear_augmented.h"
 
 namespace csml {
 

@@ -1,5 +1,5 @@
 // csml neighbors: exact k nearest neighbours inside a data set, with label purity where labels exist.
-#include "csml/neighbors.h"
+#include "csml/training/neighbors.h"
 
 #include <chrono>
 

@@ -3,8 +3,9 @@
 #include "apps/config.h"
 #include "apps/run_folder.h"
 #include "apps/stop_signals.h"
-#include "csml/memory_plan.h"
-#include "csml/train_loop.h"
+#include "csml/method/resolve.h"
+#include "csml/training/memory_plan.h"
+#include "csml/training/train_loop.h"
 #include "engine/log.h"
 #include "engine/timeline.h"
 

@@ -6,11 +6,12 @@
 
 #include "apps/command.h"
 #include "apps/picture.h"
-#include "csml/batch_layout.h"
-#include "csml/replay.h"
-#include "csml/saved_model.h"
-#include "csml/steps_in_flight.h"
-#include "csml/views.h"
+#include "csml/method/batch_layout.h"
+#include "csml/method/resolve.h"
+#include "csml/method/views.h"
+#include "csml/training/replay.h"
+#include "csml/training/saved_model.h"
+#include "csml/training/steps_in_flight.h"
 #include "engine/log.h"
 #include "engine/ops.h"
 

@@ -10,7 +10,7 @@
 #include "apps/report_pictures.h"
 #include "apps/report_style.h"
 #include "apps/run_metrics.h"
-#include "csml/base.h"
+#include "csml/method/base.h"
 #include "engine/json.h"
 #include "engine/log.h"
 #include "version.h"

@@ -6,9 +6,9 @@
 #include "apps/feature_source.h"
 #include "apps/html.h"
 #include "apps/picture.h"
-#include "csml/neighbors.h"
-#include "csml/run_state.h"
-#include "csml/views.h"
+#include "csml/method/views.h"
+#include "csml/training/neighbors.h"
+#include "csml/training/run_state.h"
 #include "engine/ops.h"
 
 namespace csml {

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "csml/config.h"
+#include "csml/config/config.h"
 #include "engine/checkpoint.h"
 #include "engine/device.h"
 

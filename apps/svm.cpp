@@ -4,8 +4,8 @@
 #include <optional>
 
 #include "apps/feature_set.h"
-#include "csml/label_split.h"
-#include "csml/svm.h"
+#include "csml/evaluation/label_split.h"
+#include "csml/evaluation/svm.h"
 #include "engine/log.h"
 
 namespace csml {

@@ -36,7 +36,7 @@ if(CSML_FUZZ)
   csml_library(csml_parsers
     apps/chart.cpp
     apps/run_metrics.cpp
-    csml/label_split.cpp
+    csml/evaluation/label_split.cpp
     data/baseline_jpeg.cpp
     data/cifar.cpp
     data/dataset.cpp

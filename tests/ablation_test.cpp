@@ -1,7 +1,8 @@
 // Keys of the ablations whose effect no golden step shows: draws, partners, windows, heads, and the loss of chance.
-#include "csml/neighbors.h"
-#include "csml/refresh.h"
-#include "csml/siamese.h"
+#include "csml/method/resolve.h"
+#include "csml/method/siamese.h"
+#include "csml/training/neighbors.h"
+#include "csml/training/refresh.h"
 #include "models/weights.h"
 
 #include "tests/run_fixture.h"

@@ -21,6 +21,8 @@ MAY_INCLUDE = {
     "csml": {"models", "engine", "data"},
     "apps": {"csml", "models", "engine", "data"},
 }
+# Folders inside csml/, from the bottom up: each may include those before it.
+INSIDE_CSML = ["config", "method", "evaluation", "training"]
 BASE_HEADERS = {"kernels/types.h", "kernels/check.h", "kernels/random.h", "kernels/color.h"}
 # Includes across the rule, by the one file that may have each: csml bench times the tests' table of cases.
 EXCEPTIONS = {"apps/bench_kernels.cpp": {"tests/op_cases.h"}}
@@ -31,7 +33,7 @@ VENDOR = {
     r"nccl": ["engine/comm_nccl.cpp"],
     r"mpi\.h": ["engine/comm_mpi.cpp"],
     r"jpeglib|turbojpeg|jerror": ["data/decode.cpp", "tests/decode_test.cpp", "tests/roi_decode_test.cpp", "tests/fuzz/"],
-    r"linear\.h": ["csml/svm.cpp"],
+    r"linear\.h": ["csml/evaluation/svm.cpp"],
     r"stb/": ["data/decode.cpp", "apps/picture.cpp"],
 }
 WITH_ALLOWED = {"engine/device.cpp", "engine/comm.cpp"}
@@ -64,6 +66,9 @@ def check_include(path, quote, target):
     parts = target.split("/")
     if len(parts) == 1:
         return None if target == "version.h" else f'"{target}" must be included from the root ("{folder}/{target}")'
+    if folder == "csml" and parts[0] == "csml":
+        from_place, to_place = (INSIDE_CSML.index(p.split("/")[1]) for p in (path, target))
+        return None if to_place <= from_place else f'"{target}": csml/ goes {" <- ".join(INSIDE_CSML)}'
     if target in BASE_HEADERS or parts[0] == folder:
         return None
     if target == "kernels/backend.h":

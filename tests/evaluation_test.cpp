@@ -4,11 +4,11 @@
 #include <numeric>
 #include <set>
 
-#include "csml/finetune.h"
-#include "csml/label_split.h"
-#include "csml/probe_knn.h"
-#include "csml/probe_linear_augmented.h"
-#include "csml/svm.h"
+#include "csml/evaluation/finetune.h"
+#include "csml/evaluation/label_split.h"
+#include "csml/evaluation/probe_knn.h"
+#include "csml/evaluation/probe_linear_augmented.h"
+#include "csml/evaluation/svm.h"
 #include "data/subset.h"
 #include "models/onnx.h"
 #include "models/pickle.h"

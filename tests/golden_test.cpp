@@ -2,8 +2,8 @@
 // ops.
 #include <array>
 
-#include "csml/neighbors.h"
-#include "csml/probe_knn.h"
+#include "csml/evaluation/probe_knn.h"
+#include "csml/training/neighbors.h"
 #include "engine/ops.h"
 #include "engine/optim.h"
 #include "models/weights.h"

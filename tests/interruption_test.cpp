@@ -6,8 +6,9 @@
 #include <set>
 #include <thread>
 
-#include "csml/replay.h"
-#include "csml/steps_in_flight.h"
+#include "csml/method/resolve.h"
+#include "csml/training/replay.h"
+#include "csml/training/steps_in_flight.h"
 #include "kernels/cpu/backend.h"
 
 #include "tests/run_fixture.h"

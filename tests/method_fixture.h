@@ -9,7 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "csml/siamese.h"
+#include "csml/method/resolve.h"
+#include "csml/method/siamese.h"
 #include "data/dataset.h"
 #include "data/loader.h"
 #include "models/weights.h"

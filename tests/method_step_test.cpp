@@ -2,6 +2,7 @@
 // groups, recorded steps.
 #include <cstdlib>
 
+#include "csml/method/resolve.h"
 #include "engine/step.h"
 #include "kernels/cpu/backend.h"
 

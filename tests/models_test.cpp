@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "csml/saved_model.h"
+#include "csml/training/saved_model.h"
 #include "models/projector.h"
 #include "models/weights.h"
 

@@ -3,7 +3,7 @@
 // batch 32, 64 and 512, TF32, and the deterministic rules.
 #include "apps/config.h"
 #include "apps/presets.h"
-#include "csml/siamese.h"
+#include "csml/method/siamese.h"
 #include "kernels/cpu/backend.h"
 #include "kernels/cuda/conv_plan.h"
 

@@ -4,7 +4,8 @@
 #include <cstring>
 #include <map>
 
-#include "csml/siamese.h"
+#include "csml/method/resolve.h"
+#include "csml/method/siamese.h"
 #include "data/dataset.h"
 #include "engine/step.h"
 #include "models/weights.h"

@@ -1,6 +1,7 @@
 // Training in 16 bits: master and rounded parameters, recorded against eager steps, the scaling of the loss, resuming.
 // Runs on the CUDA kernels: on the host, or on a card with CSML_TEST_BACKEND=cuda:N.
-#include "csml/train_loop.h"
+#include "csml/method/resolve.h"
+#include "csml/training/train_loop.h"
 #include "engine/checkpoint.h"
 #include "engine/log.h"
 #include "engine/step.h"

@@ -2,8 +2,8 @@
 #include <limits>
 #include <numeric>
 
-#include "csml/classifier_bank.h"
-#include "csml/probe_linear.h"
+#include "csml/evaluation/classifier_bank.h"
+#include "csml/evaluation/probe_linear.h"
 #include "engine/params.h"
 
 #include "tests/files.h"

@@ -7,7 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "csml/train_loop.h"
+#include "csml/method/resolve.h"
+#include "csml/training/train_loop.h"
 #include "engine/checkpoint.h"
 #include "engine/log.h"
 

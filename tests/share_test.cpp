@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "csml/batch_layout.h"
+#include "csml/method/batch_layout.h"
 #include "data/loader.h"
 #include "data/shuffle.h"
 

@@ -4,10 +4,11 @@
 #include <cstring>
 #include <set>
 
-#include "csml/base.h"
-#include "csml/memory_plan.h"
-#include "csml/run_log.h"
-#include "csml/saved_model.h"
+#include "csml/method/base.h"
+#include "csml/method/resolve.h"
+#include "csml/training/memory_plan.h"
+#include "csml/training/run_log.h"
+#include "csml/training/saved_model.h"
 #include "data/dataset.h"
 
 #include "tests/run_fixture.h"

@@ -1,5 +1,5 @@
 // Any bytes as the list of images that keep their labels.
-#include "csml/label_split.h"
+#include "csml/evaluation/label_split.h"
 
 #include <algorithm>
 

@@ -1,5 +1,5 @@
 // Any bytes as the header of a file of weights: which ResNet is it.
-#include "csml/saved_model.h"
+#include "csml/training/saved_model.h"
 
 #include "engine/safetensors.h"
 #include "tests/fuzz/target.h"
