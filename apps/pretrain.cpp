@@ -3,6 +3,7 @@
 #include "apps/config.h"
 #include "apps/run_folder.h"
 #include "apps/stop_signals.h"
+#include "csml/method/base.h"
 #include "csml/method/resolve.h"
 #include "csml/training/memory_plan.h"
 #include "csml/training/train_loop.h"
@@ -107,6 +108,18 @@ nlohmann::json result_json(const Options& o, const Config& config, const RunResu
           {"seconds", result.seconds}};
 }
 
+/// Where cross-samples meet a queue that holds much of the data: a warning with a size that does not; else empty. The
+/// paper's queue holds 5 % of ImageNet.
+std::string queue_warning(const Config& config, int64_t images) {
+  if (!uses_partner(config.method) || base_of(config.method).negatives != Base::Negatives::queue) return "";
+  const double share = static_cast<double>(config.method.queue) / static_cast<double>(images);
+  if (share <= 0.2) return "";
+  return cat(
+      "method.queue = {} holds {:.0f} % of the {} images: the key of a neighbour is often among the negatives; "
+      "--set method.queue={} holds 5 %",
+      config.method.queue, 100 * share, images, std::max<int64_t>(config.train.batch_size, images / 20));
+}
+
 int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& train, StopSignals& signals,
              Device& device, Comm& comm) {
   RunOptions options;
@@ -121,6 +134,7 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
           config.schedule.base_lr, config.lr_per_256, config.train.batch_size, comm.size(),
           comm.size() == 1 ? "" : "es", config.train.accumulate, config.train.accumulate == 1 ? "" : "s",
           config.train.batch_size / comm.size() / config.train.accumulate));
+  if (const std::string warning = queue_warning(config, train.size()); !warning.empty()) log_warn(warning);
   const RunResult result = pretrain(device, comm, resolved.config, options);
   if (comm.rank() == 0)
     answer(o.common, result_json(o, resolved.config, result),

@@ -112,6 +112,55 @@ TEST_CASE("method.partner = random draws any other image, anew at each refresh")
   CHECK(state.neighbors->index != tables[0]);
 }
 
+TEST_CASE("the table is renewed where the warm-up ends, but for one that is already a trained encoder's") {
+  Config config = tiny("csml", 4);
+  const auto data = open_dataset(config.data.train);
+  const auto device = open_backend();
+  const auto method = make_method(*device, config, data->channels());
+  const auto refreshes = [&](int warmup, int every) {
+    config.method.warmup_epochs = warmup;
+    config.method.refresh_epochs = every;
+    RunState state(config, *data, *method);
+    std::vector<int> epochs;
+    for (state.at.epoch = 0; state.at.epoch < 12; ++state.at.epoch)
+      if (state.refresh_due()) epochs.push_back(static_cast<int>(state.at.epoch));
+    return epochs;
+  };
+  CHECK(refreshes(2, 5) == std::vector{0, 2, 5, 10});
+  CHECK(refreshes(0, 5) == std::vector{0, 5, 10});
+  CHECK(refreshes(5, 5) == std::vector{0, 5, 10});
+  CHECK(refreshes(11, 5) == std::vector{0, 5, 10});  // the authors' released experiment
+}
+
+TEST_CASE("method.partner = labels draws partners with the asked share of the image's own class") {
+  Config config = tiny("csml", 4);
+  config.method.partner = "labels";
+  config.method.neighbors = 25;
+  const auto data = open_dataset(config.data.train);
+  const auto device = open_backend();
+  const auto comm = Comm::local();
+  const auto method = make_method(*device, config, data->channels(), *comm);
+  for (const double share : {0.0, 0.4, 1.0}) {
+    config.method.partner_purity = share;
+    RunState state(config, *data, *method);
+    find_neighbors(*device, *comm, state, {}, {});
+    // 2,000 draws: four standard deviations of a share of 0.4 are 0.044.
+    CHECK(std::abs(state.purity - share) <= (share == 0.4 ? 0.044 : 0.0));
+    for (size_t i = 0; i < state.neighbors->index.size(); ++i)
+      CHECK(state.neighbors->index[i] != static_cast<int>(i / 25));
+    const std::vector<int32_t> first = state.neighbors->index;
+    find_neighbors(*device, *comm, state, {}, {});
+    CHECK(state.neighbors->index == first);  // the seed and the epoch alone decide
+    state.at.epoch = 2;
+    find_neighbors(*device, *comm, state, {}, {});
+    CHECK(state.neighbors->index != first);
+  }
+  config.data.train += "&labels=none";
+  const auto unlabelled = open_dataset(config.data.train);
+  RunState state(config, *unlabelled, *method);
+  CHECK_THROWS_WITH_AS(find_neighbors(*device, *comm, state, {}, {}), doctest::Contains("needs a label"), UsageError);
+}
+
 TEST_CASE("method.patch_stride is the step of the search for a window") {
   Config c = with_levels("moco");
   c.method.alignment = "patch";

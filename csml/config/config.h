@@ -54,8 +54,9 @@ struct MethodConfig {
   std::vector<double> warmup_weights{1.0, 0.0};   // during it
   int warmup_epochs = -1;                         // epochs with warmup_weights; -1: max(1, round(0.055 * epochs))
   std::vector<std::string> terms{"q", "p", "m"};  // which of the three terms are used
-  std::string partner = "neighbor";               // neighbor | random: where the cross-sample comes from
-  bool warmup_gates_mixed = false;                // the mixed term too starts after the warm-up
+  std::string partner = "neighbor";               // neighbor | random | labels: where the cross-sample comes from
+  double partner_purity = 1;                      // partner = labels: share of partners of the image's own class
+  bool warmup_gates_mixed = true;                 // the mixed term too starts after the warm-up
   std::string form = "csml";                      // of several positives: csml | out | in | mil
   double queue_filter = 1;         // negatives with a larger cosine to a positive do not count; 1: all count
   bool partner_negatives = false;  // over a base whose negatives are the batch: the partners' views are some too

@@ -79,7 +79,9 @@ void check_method(const Config& c) {
     require_one_of("method.terms", term, {"q", "p", "m"});
     require(std::count(m.terms.begin(), m.terms.end(), term) == 1, "method.terms", "names \"{}\" twice", term);
   }
-  require_one_of("method.partner", m.partner, {"neighbor", "random"});
+  require_one_of("method.partner", m.partner, {"neighbor", "random", "labels"});
+  require(m.partner_purity >= 0 && m.partner_purity <= 1, "method.partner_purity", "must be a share in [0, 1], got {}",
+          m.partner_purity);
   const int parts = c.train.accumulate;
   const Base::Negatives negatives = base_of(m).negatives;
   require(parts >= 1, "train.accumulate", "must be at least 1, got {}", parts);

@@ -10,7 +10,7 @@ namespace csml {
 FeatureOptions online_feature_options(const Config& config, Comm& comm);
 
 /// Replaces the neighbour table by that of the position's epoch, with purity and churn: nearest neighbours by the key
-/// encoder, or random partners (method.partner). A collective. Throws Interrupted when go_on (may be empty) says no;
+/// encoder, or random partners, or partners by label (method.partner). A collective. Throws Interrupted when go_on (may be empty) says no;
 /// the state is then what it was.
 void find_neighbors(Device& device, Comm& comm, RunState& state, BadImageCallback on_bad_image,
                     std::function<bool()> go_on);

@@ -43,8 +43,12 @@ struct RunState {
             .progress =
                 static_cast<double>(at.epoch) + static_cast<double>(at.batch) / static_cast<double>(steps_per_epoch)};
   }
+  /// At the start of every refresh_epochs-th epoch. Where the warm-up ends before the second of these, at its end too:
+  /// the first table is the untrained encoder's, and no cross term should follow it.
   bool refresh_due() const {
-    return method.needs_neighbors() && at.batch == 0 && at.epoch % config.method.refresh_epochs == 0;
+    const MethodConfig& m = config.method;
+    const bool first_trained = at.epoch == m.warmup_epochs && m.warmup_epochs < m.refresh_epochs;
+    return method.needs_neighbors() && at.batch == 0 && (at.epoch % m.refresh_epochs == 0 || first_trained);
   }
 
   RunState(const Config& c, const Dataset& d, Method& m)
