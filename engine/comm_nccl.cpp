@@ -74,6 +74,8 @@ class NcclComm final : public Comm {
         host_(std::move(host)),
         bootstrap_(std::move(bootstrap)),
         watchdog_(rank, size, timeout_seconds) {
+    // Without it every collective would be ordered behind nothing: gradients reduced before backward has written them.
+    CHECK(compute_, "NCCL works on CUDA devices, not on {}", device.backend().name());
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
     CUDA_CHECK(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming));
@@ -88,8 +90,7 @@ class NcclComm final : public Comm {
       nccl_.abort(comm_);
     } else {
       cudaStreamSynchronize(stream_);
-      ncclResult_t status = nccl_.finalize(comm_);
-      while (status == ncclInProgress) nccl_.async_error(comm_, &status);
+      settle("ncclCommFinalize", nccl_.finalize(comm_));
       nccl_.destroy(comm_);
     }
     cudaFree(scratch_);

@@ -70,8 +70,11 @@ class Backend {
     synchronize();
     call();
   }
-  /// The one stream, as the vendor's handle, for a communicator that works beside it; null where there is none.
-  virtual void* stream() const { return nullptr; }
+  /// The stream that calls are queued on, as the vendor's handle: a communicator orders its work behind it, and the
+  /// training loop keeps a second step in flight. Null where a call has done its work when it returns. Every backend
+  /// says which of the two it is: one that queues and answers null would have its gradients reduced before they are
+  /// written.
+  virtual void* stream() const = 0;
 
   // ---- elementwise --------------------------------------------------------------------------------------------------
   /// y[i] = value

@@ -18,6 +18,7 @@ class CpuBackend : public Backend {
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override {}
+  void* stream() const override { return nullptr; }
   std::unique_ptr<Replay> record(const std::function<void()>& work) override;
   void host_call(const std::function<void()>& call) override;
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/conv.h"
@@ -117,6 +118,7 @@ struct CudaBackend::State {
   cuda::Stream stream;
   cuda::Stream copies;  // of copy_beside()
   cuda::Event copies_begin, copies_end;
+  bool copies_forked = false;  // since the last join_copies()
   cuda::Staging staging;
   cuda::Context context;
   cuda::Matmuls matmuls;
@@ -211,20 +213,27 @@ void CudaBackend::download(void* host, const void* device, size_t bytes) {
 }
 
 void CudaBackend::copy_beside(const Copy& args) {
-  const State& s = *state_;
+  State& s = *state_;
   CHECK(args.x.dtype == args.y.dtype && args.x.size() == args.y.size(), "copy_beside of {} into {}",
         args.x.shape.text(), args.y.shape.text());
   s.copies_begin.order(s.stream.get(), s.copies.get());
   CUDA_CHECK(cudaMemcpyAsync(args.y.data, args.x.data, args.x.bytes(), cudaMemcpyDeviceToDevice, s.copies.get()));
+  s.copies_forked = true;
 }
 
-void CudaBackend::join_copies() { state_->copies_end.order(state_->copies.get(), state_->stream.get()); }
+void CudaBackend::join_copies() {
+  // Only what was forked: in a capture, waiting for a stream that does not belong to it is refused.
+  if (!std::exchange(state_->copies_forked, false)) return;
+  state_->copies_end.order(state_->copies.get(), state_->stream.get());
+}
 
 void CudaBackend::synchronize() {
   CHECK(!state_->context.is_recording(), "the card cannot be waited for while a step is recorded");
   CUDA_CHECK(cudaStreamSynchronize(state_->stream.get()));
   state_->context.check_failure();
 }
+
+void* CudaBackend::stream() const { return state_->stream.get(); }
 
 std::unique_ptr<Replay> CudaBackend::record(const std::function<void()>& work) {
   State& s = *state_;
@@ -238,6 +247,7 @@ std::unique_ptr<Replay> CudaBackend::record(const std::function<void()>& work) {
     work();
   } catch (...) {
     s.context.set_recording(false);
+    s.copies_forked = false;
     cudaStreamEndCapture(s.stream.get(), &raw);
     if (raw) cudaGraphDestroy(raw);
     cudaGetLastError();  // clears what ending a broken capture leaves

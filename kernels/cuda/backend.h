@@ -34,6 +34,7 @@ class CudaBackend final : public Backend {
   void download(void* host, const void* device, size_t bytes) override;
   std::unique_ptr<Readback> readback(size_t bytes) override;
   void synchronize() override;
+  void* stream() const override;
   /// The calls are captured, not run, while work() runs; then the graph runs once. Not captured: allocations and
   /// uploads (done at once). Refused inside: downloads and synchronize(). Convolutions and scratch memory must have
   /// been seen before: run the work once, then record it.

@@ -19,6 +19,7 @@ class SimtBackend : public Backend {
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override { context_.check_failure(); }
+  void* stream() const override { return nullptr; }
   std::unique_ptr<Replay> record(const std::function<void()>& work) override;
 
   void fill(const Fill& a) override { run(cuda::fill, a); }

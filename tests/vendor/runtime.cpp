@@ -125,6 +125,15 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
                             }});
   return cudaSuccess;
 }
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t call, void* data) {
+  stream->pieces.push_back({{}, [=] { call(data); }});
+  return cudaSuccess;
+}
+cudaError_t cudaMalloc(void** data, size_t bytes) { return cudaMallocHost(data, bytes); }
+cudaError_t cudaFree(void* data) { return cudaFreeHost(data); }
+const char* cudaGetErrorString(cudaError_t status) {
+  return status == cudaErrorLaunchTimeout ? "a kernel that does not end" : "an error of the stand-in";
+}
 cudaError_t cudaMallocHost(void** data, size_t bytes) {
   *data = std::malloc(bytes);
   return *data ? cudaSuccess : cudaErrorMemoryAllocation;
