@@ -1,5 +1,7 @@
 // csml export: an encoder, or a whole checkpoint, into one file for other programs.
+#include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 
 #include "apps/command.h"
@@ -13,7 +15,7 @@ namespace {
 
 struct Options {
   CommonOptions common;
-  std::string checkpoint, out, format = "torchvision", what = "backbone", encoder = "q";
+  std::string checkpoint, out, format, what = "backbone", encoder = "q";
 };
 
 std::vector<HostArray> views_of(const std::vector<NamedArray>& arrays) {
@@ -71,6 +73,40 @@ void add_counters(std::vector<HostArray>* arrays) {
   }
 }
 
+/// The suffixes that files of a format have; the first format of a suffix is what it stands for.
+struct Format {
+  const char* name;
+  std::vector<std::string> suffixes;
+};
+const std::vector<Format>& formats() {
+  static const std::vector<Format> all{{"torchvision", {".safetensors"}},
+                                       {"timm", {".safetensors"}},
+                                       {"detectron2", {".pkl", ".safetensors"}},
+                                       {"onnx", {".onnx"}},
+                                       {"safetensors", {".safetensors"}}};
+  return all;
+}
+
+/// --format, or what the suffix of --out stands for. Throws UsageError where they contradict each other, and for a suffix
+/// that no format has.
+std::string format_of(const Options& o) {
+  const std::string suffix = std::filesystem::path(o.out).extension().string();
+  std::string expected;
+  for (const Format& format : formats()) {
+    const bool fits = std::find(format.suffixes.begin(), format.suffixes.end(), suffix) != format.suffixes.end();
+    if (o.format.empty() && fits) return o.what == "state" && suffix == ".safetensors" ? "safetensors" : format.name;
+    if (o.format != format.name) continue;
+    if (fits) return o.format;
+    expected = fmt::format("{}", fmt::join(format.suffixes, " or "));
+  }
+  if (o.format.empty())
+    throw UsageError(
+        cat("--out {}: its suffix '{}' names no format; use .safetensors (torchvision, timm), .onnx or .pkl "
+            "(detectron2)",
+            o.out, suffix));
+  throw UsageError(cat("--out {} with --format {}: such a file ends with {}", o.out, o.format, expected));
+}
+
 /// A checkpoint as one file: the encoders' arrays, the rest under "state.", its manifest in the metadata.
 int export_state(const Options& o) {
   if (o.format != "safetensors") throw UsageError("--what state takes --format safetensors");
@@ -104,8 +140,10 @@ int export_state(const Options& o) {
   return 0;
 }
 
-int run(const Options& o) {
-  start(o.common);
+int run(const Options& asked) {
+  start(asked.common);
+  Options o = asked;
+  o.format = format_of(o);
   if (o.what == "state") return export_state(o);
   const auto device = Device::open("cpu");
   const SavedModel model = load_model(*device, o.checkpoint, o.encoder);
@@ -176,11 +214,11 @@ Command export_command(CLI::App& app) {
       ->type_name("FILE")
       ->required();
   app.add_option("--format", o->format,
-                 "torchvision, timm (the same names, with num_batches_tracked for strict loading) | detectron2 (.pkl "
+                 "[by the suffix of --out: torchvision, onnx or detectron2] torchvision, timm (the same names, with "
+                 "num_batches_tracked for strict loading) | detectron2 (.pkl "
                  "or .safetensors, by --out) | onnx (opset 17) | safetensors (weights and statistics only)")
       ->check(CLI::IsMember({"torchvision", "timm", "detectron2", "onnx", "safetensors"}))
-      ->type_name("NAME")
-      ->capture_default_str();
+      ->type_name("NAME");
   app.add_option("--what", o->what,
                  "backbone | full (with the projection head, fc.*) | state (the whole checkpoint in one file, "
                  "from which csml import makes a run that goes on; with --format safetensors)")

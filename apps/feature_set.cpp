@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "data/class_names.h"
 #include "data/subset.h"
 #include "engine/log.h"
 #include "engine/ops.h"
@@ -11,7 +12,8 @@ namespace csml {
 namespace {
 
 constexpr size_t kChunkBytes = size_t{4} << 20;  // of a file, in host memory at a time
-const std::vector<std::string> kMadeBy{"features", "encoder", "checkpoint", "resize", "size", "step", "epoch"};
+const std::vector<std::string> kMadeBy{"features", "encoder", "checkpoint", "checkpoint_xxh3_128",
+                                       "resize",   "size",    "step",       "epoch"};
 
 /// What a frozen encoder, or none, makes of a data set.
 class EncodedSet : public FeatureSet {
@@ -53,8 +55,7 @@ FeatureSets open_files(Device& device, const LabelledOptions& o) {
   if (train->dim() != test->dim())
     throw Error(cat("{} has features of dimension {}, {} of {}: they are not of the same encoder", train->name(),
                     train->dim(), test->name(), test->dim()));
-  if (!train->class_names().empty() && !test->class_names().empty())
-    check_same_classes(train->class_names(), test->class_names());
+  if (!train->class_names().empty() && !test->class_names().empty()) test->use_classes_of(*train);
   if (train->made_by() != test->made_by())
     log_warn(cat("{} and {} say that different things made them: {} and {}", train->name(), test->name(),
                  json_line(train->made_by()), json_line(test->made_by())));
@@ -103,6 +104,11 @@ FeatureFile::FeatureFile(Device& device, const std::filesystem::path& path)
     made_by_[key] = said.is_object() && said.contains(key) ? said[key] : nlohmann::json();
   const auto protocol = file_.metadata().find("protocol");
   protocol_ = protocol == file_.metadata().end() ? cat("features of {}", path.filename().string()) : protocol->second;
+}
+
+void FeatureFile::use_classes_of(const FeatureFile& reference) {
+  labels_ = labels_by_name(labels_, {class_names_, name_}, {reference.class_names_, reference.name_});
+  class_names_ = reference.class_names_;
 }
 
 Features FeatureFile::rows(int64_t first, int64_t count, bool l2_normalise, const std::string&) const {

@@ -36,6 +36,9 @@ class FeatureFile : public FeatureSet {
   int64_t dim() const override { return dim_; }
   Features rows(int64_t first, int64_t count, bool l2_normalise, const std::string& label) const override;
 
+  /// Numbers the classes as `reference` does, by their names (data/class_names.h).
+  void use_classes_of(const FeatureFile& reference);
+
   const std::string& name() const { return name_; }
   /// Names of the classes; empty where the file does not say.
   const std::vector<std::string>& class_names() const { return class_names_; }

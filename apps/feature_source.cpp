@@ -84,20 +84,12 @@ nlohmann::json LabelledSets::describe(const LabelledOptions& options) const {
   return {{"train", options.train}, {"test", options.test}, {"n_train", train->size()}, {"n_test", test->size()}};
 }
 
-void check_same_classes(const std::vector<std::string>& train, const std::vector<std::string>& test) {
-  for (size_t i = 0; i < std::max(train.size(), test.size()); ++i) {
-    if (i < train.size() && i < test.size() && train[i] == test[i]) continue;
-    throw Error(cat("training and test set have different classes: number {} is {} there and {} here", i,
-                    i < train.size() ? train[i] : "absent", i < test.size() ? test[i] : "absent"));
-  }
-}
-
 LabelledSets open_labelled(const LabelledOptions& options, const std::string& command) {
   for (const auto& [spec, flag] : {std::pair{&options.train, "--train"}, {&options.test, "--test"}})
     if (spec->empty()) throw UsageError(cat("{} needs {} SPEC", command, flag));
   LabelledSets sets{open_with_labels(options.train, cat("--train of {}", command)),
                     open_with_labels(options.test, cat("--test of {}", command))};
-  check_same_classes(sets.train->class_names(), sets.test->class_names());
+  sets.test->use_classes_of(*sets.train);
   return sets;
 }
 
@@ -204,6 +196,7 @@ nlohmann::json FeatureSource::describe() const {
                       {"checkpoint", model_.encoder ? nlohmann::json(model_.source) : nlohmann::json()},
                       {"resize", features_.transform.resize},
                       {"size", features_.transform.size}};
+  if (model_.encoder) json["checkpoint_xxh3_128"] = model_.content;
   if (model_.encoder) json["step"] = model_.step, json["epoch"] = model_.epoch;
   return json;
 }

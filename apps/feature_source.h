@@ -44,10 +44,9 @@ struct LabelledSets {
   /// train, test, n_train, n_test: for a result's JSON.
   nlohmann::json describe(const LabelledOptions& options) const;
 };
-/// Throws Error unless both sets have labels, of the same classes under the same numbers. command: for its text.
+/// The test set's classes are numbered as the training set's, by their names. Throws Error unless both sets have labels,
+/// and for test images of a class that the training set has not. command: for its text.
 LabelledSets open_labelled(const LabelledOptions& options, const std::string& command);
-/// Throws Error unless both have the same names under the same numbers.
-void check_same_classes(const std::vector<std::string>& train, const std::vector<std::string>& test);
 
 class FeatureSource {
  public:

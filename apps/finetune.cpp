@@ -235,6 +235,7 @@ int run(Options& o, const std::vector<std::string>& arguments) {
                                    start_text, o.recipe.epochs, recipe_text);
   const nlohmann::json config{{"task", "finetune"},
                               {"checkpoint", source.model().source},
+                              {"checkpoint_xxh3_128", source.model().content},
                               {"encoder", source.model().which},
                               {"from_scratch", o.from_scratch},
                               {"train", o.train},

@@ -196,6 +196,7 @@ Findings inspect_data(const Options& o) {
                 {"classes", data->class_names()},
                 {"images_per_class", counts},
                 {"unlabelled", unlabelled},
+                {"left_out", data->left_out()},
                 {"fingerprint", fingerprint}};
   found.text = cat("{}\n  fingerprint {}\n", data->describe(), fingerprint);
   constexpr size_t kMostClasses = 100;

@@ -7,6 +7,7 @@
 #include "csml/method/resolve.h"
 #include "csml/training/memory_plan.h"
 #include "csml/training/train_loop.h"
+#include "engine/file.h"
 #include "engine/log.h"
 #include "engine/timeline.h"
 
@@ -69,15 +70,19 @@ int dry_run(const Options& o, const ResolvedConfig& resolved, const Dataset* tra
   return 0;
 }
 
-/// By rank 0 alone: the folder is its business.
+/// By rank 0 alone: the folder is its business. Nothing in it is read or written before `lock` is held.
 void prepare_folder(const Options& o, const ResolvedConfig& resolved, const Device& device, const Comm& comm,
-                    const Dataset& train, RunOptions& run) {
+                    const Dataset& train, FolderLock& lock, RunOptions& run) {
   namespace fs = std::filesystem;
   if (!o.init_from.empty() && !fs::exists(o.init_from)) throw Error(cat("--init-from {}: no such file", o.init_from));
   const bool continues = o.resume != "auto" && o.resume != "never";
   run.resume = o.resume == "never" ? ResumeMode::never : ResumeMode::automatic;
+  lock = FolderLock(run.out);
   if (holds_run(run.out) && o.overwrite) {
     log_info(cat("--overwrite: the run in {} is removed", o.out));
+    clear_run(run.out);
+  } else if (holds_run(run.out) && !holds_training(run.out)) {
+    log_info(cat("{} holds a run that ended before its first checkpoint: it starts anew", o.out));
     clear_run(run.out);
   }
   if (holds_run(run.out)) {
@@ -93,6 +98,16 @@ void prepare_folder(const Options& o, const ResolvedConfig& resolved, const Devi
   describe_run(run.out, resolved, o.arguments, device, comm.size(), train);
 }
 
+/// Removes what a start without a checkpoint wrote, and the folder where it made that.
+void remove_start(const std::filesystem::path& out, bool had_folder) {
+  try {
+    clear_run(out);
+  } catch (const Error& e) { log_warn(e.what()); }
+  std::error_code ignored;
+  std::filesystem::remove(out / ".lock", ignored);
+  if (!had_folder) std::filesystem::remove(out, ignored);  // where it is empty
+}
+
 nlohmann::json result_json(const Options& o, const Config& config, const RunResult& result) {
   const nlohmann::json knn = result.knn_top1 < 0 ? nlohmann::json() : nlohmann::json(result.knn_top1);
   return {{"task", "pretrain"},
@@ -100,7 +115,8 @@ nlohmann::json result_json(const Options& o, const Config& config, const RunResu
           {"method", config.method.name},
           {"steps", result.steps},
           {"epochs", result.epochs},
-          {"loss", result.loss},
+          {"loss", result.loss ? nlohmann::json(*result.loss) : nlohmann::json()},
+          {"non_finite_last_steps", result.non_finite},
           {"knn_top1", knn},
           {"stopped", result.stopped},
           {"bad_images", result.bad_images},
@@ -127,7 +143,8 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
   options.init_from = o.init_from;
   options.stop = &signals.asked();
   options.phase = [&signals](const std::string& text) { signals.phase(text); };
-  if (comm.rank() == 0) prepare_folder(o, resolved, device, comm, train, options);
+  FolderLock lock;
+  const bool had_folder = std::filesystem::exists(options.out);
   const Config& config = resolved.config;
   log_info(
       cat("learning rate {:.4g} = schedule.lr {:.4g} x {} images a step / 256 ({} process{} x {} part{} x {} images)",
@@ -135,15 +152,29 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
           comm.size() == 1 ? "" : "es", config.train.accumulate, config.train.accumulate == 1 ? "" : "s",
           config.train.batch_size / comm.size() / config.train.accumulate));
   if (const std::string warning = queue_warning(config, train.size()); !warning.empty()) log_warn(warning);
-  const RunResult result = pretrain(device, comm, resolved.config, options);
+  RunResult result;
+  try {
+    if (comm.rank() == 0) prepare_folder(o, resolved, device, comm, train, lock, options);
+    result = pretrain(device, comm, resolved.config, options);
+  } catch (...) {
+    // A start that fails leaves the folder as it was: the corrected command finds no other run in it.
+    if (lock && !holds_training(options.out)) remove_start(options.out, had_folder);
+    throw;
+  }
   if (comm.rank() == 0)
     answer(o.common, result_json(o, resolved.config, result),
-           cat("{} after {} steps ({} epochs) in {}: loss {:.4f}{}; {}\n", result.stopped ? "stopped" : "done",
-               result.steps, result.epochs, duration_text(result.seconds), result.loss,
+           cat("{} after {} steps ({} epochs) in {}: {}{}; {}\n", result.stopped ? "stopped" : "done", result.steps,
+               result.epochs, duration_text(result.seconds),
+               result.loss ? cat("loss {:.4f}", *result.loss) : "no step was left to take",
                result.knn_top1 < 0 ? "" : cat(", online k-NN {:.2f} %", result.knn_top1), result.checkpoint.string()));
   comm.phase("the end");
   signals.phase("the end");
   comm.barrier();  // a launcher ends all processes when one is gone with an exit code that is not 0
+  if (result.non_finite > 0 && !result.stopped)
+    throw Error(
+        cat("the last {} step{} had no finite gradient and changed nothing; lower schedule.lr, or see where it "
+            "comes from: csml replay --run {} --step {}",
+            result.non_finite, result.non_finite == 1 ? "" : "s", o.out, result.steps - result.non_finite + 1));
   return result.stopped ? kExitStopped : 0;
 }
 

@@ -165,6 +165,17 @@ std::string notes_html(const Metrics& m, const std::vector<json>& bad_images, co
 }
 
 /// Evaluations: the online ones, and every RUN/*.json that an evaluation command printed.
+/// XXH3-128 of the weights of every checkpoint that the run still has.
+std::set<std::string> contents_of_checkpoints(const fs::path& run) {
+  std::set<std::string> contents;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(run / "checkpoints", error)) {
+    const fs::path weights = entry.path() / "model.safetensors";
+    if (fs::is_regular_file(weights, error)) contents.insert(digest_of(weights).hex);
+  }
+  return contents;
+}
+
 std::string results_html(const fs::path& run, const Metrics& m) {
   std::vector<json> lines;
   if (!m.eval.empty()) {
@@ -176,13 +187,23 @@ std::string results_html(const fs::path& run, const Metrics& m) {
   for (const fs::directory_entry& entry : fs::directory_iterator(run, error))
     if (entry.path().extension() == ".json" && entry.path().filename() != "environment.json")
       files.insert(entry.path());
+  const std::set<std::string> own = contents_of_checkpoints(run);
+  std::string left_out;
   for (const fs::path& file : files) {
     json result = parse_json(read_text_file(file, kMostTextBytes));
     if (!result.is_object() || !result.contains("top1")) continue;
+    if (const std::string content = text_of(result, "checkpoint_xxh3_128");
+        !content.empty() && !own.contains(content)) {
+      left_out +=
+          cat("<p class=\"quiet\">{} is left out: it judges {}, whose weights are none of this run's "
+              "checkpoints.</p>",
+              escape_html(file.filename().string()), escape_html(text_of(result, "checkpoint")));
+      continue;
+    }
     result["file"] = file.filename().string();
     lines.push_back(std::move(result));
   }
-  if (lines.empty()) return "";
+  if (lines.empty() && left_out.empty()) return "";
   std::string rows;
   for (const json& line : lines) {
     const bool online = text_of(line, "kind") == "eval";
@@ -212,8 +233,8 @@ std::string results_html(const fs::path& run, const Metrics& m) {
   return cat(
       "<section><h2>Results</h2><div class=\"scroll\"><table><thead><tr><th>task</th><th class=\"number\">top-1 %</th>"
       "<th class=\"number\">top-5 %</th><th>features</th><th>encoder</th><th class=\"number\">train / test</th>"
-      "<th>protocol</th></tr></thead><tbody>{}</tbody></table></div></section>\n",
-      rows);
+      "<th>protocol</th></tr></thead><tbody>{}</tbody></table></div>{}</section>\n",
+      rows, left_out);
 }
 
 std::string config_html(const fs::path& run) {

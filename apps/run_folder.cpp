@@ -84,6 +84,16 @@ bool holds_run(const fs::path& folder) {
   return false;
 }
 
+bool holds_training(const fs::path& folder) {
+  std::error_code error;
+  std::ifstream metrics(folder / "metrics.jsonl");
+  for (std::string line; std::getline(metrics, line);)
+    if (line.find("\"kind\":\"step\"") != std::string::npos) return true;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder / "checkpoints", error))
+    if (fs::exists(entry.path() / "manifest.json", error)) return true;
+  return false;
+}
+
 void clear_run(const fs::path& folder) {
   for (const std::string& name : kRunFiles) {
     std::error_code error;

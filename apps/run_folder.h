@@ -14,6 +14,9 @@ namespace csml {
 /// Whether a run was started in this folder.
 bool holds_run(const std::filesystem::path& folder);
 
+/// Whether a run there got as far as a checkpoint or a step: without either a new run can lose nothing.
+bool holds_training(const std::filesystem::path& folder);
+
 /// Removes what a run writes (and nothing else) from a folder.
 void clear_run(const std::filesystem::path& folder);
 

@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <iterator>
 
+#include "data/class_names.h"
 #include "data/dataset_kinds.h"
 #include "data/pack.h"
 #include "kernels/check.h"
@@ -207,6 +208,19 @@ int Dataset::label(int64_t i) const {
   return labels_[static_cast<size_t>(i)];
 }
 
+std::string left_out_text(const std::map<std::string, int64_t>& left_out) {
+  std::string text;
+  for (const auto& [reason, count] : left_out)
+    text += cat("{}{} {}", text.empty() ? "; left out: " : ", ", count, reason);
+  return text;
+}
+
+void Dataset::use_classes_of(const Dataset& reference) {
+  const std::string place = cat("{}:{}", kind_, path_), other = cat("{}:{}", reference.kind_, reference.path_);
+  labels_ = labels_by_name(labels_, {class_names_, place}, {reference.class_names_, other});
+  class_names_ = reference.class_names_;
+}
+
 void Dataset::limit(int64_t count) {
   CHECK(count > 0, "a limit of {} images", count);
   if (count < size()) select(limited(labels_, class_count(), count));
@@ -225,8 +239,8 @@ Image Dataset::load(int64_t i) const {
 
 std::string Dataset::describe() const {
   const std::string classes = has_labels() ? cat("{} classes", class_count()) : "no labels";
-  return cat("{}:{}: {} images, {}, {}{}{}", kind_, path_, size(), classes, pixels_text(), note_.empty() ? "" : "; ",
-             note_);
+  return cat("{}:{}: {} images, {}, {}{}{}{}", kind_, path_, size(), classes, pixels_text(), note_.empty() ? "" : "; ",
+             note_, left_out_text(left_out_));
 }
 
 MemoryDataset::MemoryDataset(Content content)

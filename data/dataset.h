@@ -27,6 +27,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -72,6 +73,12 @@ class Dataset {
   /// Compares what is stored with checksums that came with it, where there are any. Throws Error for damage.
   virtual void verify() const {}
 
+  /// Numbers the classes as `reference` does, by their names (labels_by_name), so that the labels of both compare. Throws
+  /// Error for images of a class that `reference` has not.
+  void use_classes_of(const Dataset& reference);
+  /// What the data set's place holds and this does not, by reason: "files .webp" -> 12.
+  const std::map<std::string, int64_t>& left_out() const { return left_out_; }
+
   /// Keeps `count` images, those that limit=COUNT of a SPEC names, where there are more. Taken from the images that are
   /// here: after the SPEC's own limit and holdout, so that nothing held out comes back.
   void limit(int64_t count);
@@ -89,6 +96,7 @@ class Dataset {
   std::string kind_, path_, note_;  // note_: what else describe() should say
   std::vector<int> labels_;
   std::vector<std::string> class_names_;
+  std::map<std::string, int64_t> left_out_;
   int channels_ = 3;
 };
 

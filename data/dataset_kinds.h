@@ -27,6 +27,9 @@ struct DatasetSpec {
 DatasetSpec parse_spec(const std::string& text);
 
 /// Images of one size, side by side in memory.
+/// "; left out: 12 .webp, 3 hidden", or nothing.
+std::string left_out_text(const std::map<std::string, int64_t>& left_out);
+
 class MemoryDataset : public Dataset {
  public:
   struct Content {

@@ -2,6 +2,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cstring>
 #include <filesystem>
@@ -9,6 +10,7 @@
 #include <set>
 
 #include "data/dataset_kinds.h"
+#include "engine/text.h"
 #include "kernels/check.h"
 
 namespace csml {
@@ -18,9 +20,11 @@ namespace {
 class FileDataset : public EncodedDataset {
  public:
   FileDataset(const DatasetSpec& spec, const DecodeLimits& limits, std::string root, std::vector<std::string> files,
-              std::vector<int> labels, std::vector<std::string> class_names, std::string note)
+              std::vector<int> labels, std::vector<std::string> class_names, std::string note = "",
+              std::map<std::string, int64_t> left_out = {})
       : EncodedDataset(spec, limits), root_(std::move(root)), files_(std::move(files)) {
     note_ = std::move(note);
+    left_out_ = std::move(left_out);
     labels_ = std::move(labels);
     class_names_ = std::move(class_names);
   }
@@ -60,6 +64,22 @@ class FileDataset : public EncodedDataset {
   std::vector<std::string> files_;  // relative to root_
 };
 
+using LeftOut = std::map<std::string, int64_t>;  // reason -> files or folders
+
+/// Folders that archivers, file systems and file managers leave behind.
+bool is_junk(const std::string& name) {
+  static const std::set<std::string> junk{"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN",
+                                          "System Volume Information"};
+  return junk.contains(name);
+}
+
+/// Why a file that is no image is left out: by its suffix in lower case.
+std::string reason_of(const fs::path& file) {
+  std::string suffix = file.extension().string();
+  std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return std::tolower(c); });
+  return suffix.empty() ? "without suffix" : printable(suffix);
+}
+
 bool hidden(const fs::path& path) { return path.filename().string().starts_with('.'); }
 
 using DirectoryId = std::pair<dev_t, ino_t>;
@@ -73,40 +93,51 @@ DirectoryId directory_id(const fs::path& path) {
 /// Collects the image files below `directory`, as paths relative to `root`. `above` holds the directories that lead
 /// here: a link back to one of them is not followed.
 void collect(const fs::path& directory, const fs::path& relative, std::set<DirectoryId>& above,
-             std::vector<std::string>& files) {
+             std::vector<std::string>& files, LeftOut& left_out) {
   const DirectoryId id = directory_id(directory);
   if (!above.insert(id).second) return;
   std::error_code error;
   fs::directory_iterator entries(directory, error);
   if (error) throw Error(cat("{}: cannot be listed: {}", directory.string(), error.message()));
   for (const fs::directory_entry& entry : entries) {
-    if (hidden(entry.path())) continue;
-    const fs::path below = relative / entry.path().filename();
-    if (entry.is_directory(error)) {
-      collect(entry.path(), below, above, files);
-    } else if (is_image_name(entry.path().string()) && entry.is_regular_file(error)) {
+    const std::string name = entry.path().filename().string();
+    const fs::path below = relative / name;
+    if (hidden(entry.path())) {
+      ++left_out["hidden"];
+    } else if (entry.is_directory(error)) {
+      if (is_junk(name))
+        ++left_out[cat("{}/", name)];
+      else
+        collect(entry.path(), below, above, files, left_out);
+    } else if (!entry.is_regular_file(error)) {
+      ++left_out["neither file nor folder"];
+    } else if (is_image_name(name)) {
       files.push_back(below.string());
+    } else {
+      ++left_out[reason_of(entry.path())];
     }
   }
   above.erase(id);
 }
 
-std::vector<std::string> sorted_images(const fs::path& directory, const fs::path& relative) {
+std::vector<std::string> sorted_images(const fs::path& directory, const fs::path& relative, LeftOut& left_out) {
   std::set<DirectoryId> above;
   std::vector<std::string> files;
-  collect(directory, relative, above, files);
+  collect(directory, relative, above, files, left_out);
   std::sort(files.begin(), files.end());
   return files;
 }
 
-/// Names of the subdirectories, sorted; hidden ones left out.
+/// Names of the subdirectories, sorted; hidden ones and junk left out.
 std::vector<std::string> subdirectories(const fs::path& directory) {
   std::vector<std::string> names;
   std::error_code error;
   fs::directory_iterator entries(directory, error);
   if (error) throw Error(cat("{}: cannot be listed: {}", directory.string(), error.message()));
   for (const fs::directory_entry& entry : entries)
-    if (!hidden(entry.path()) && entry.is_directory(error)) names.push_back(entry.path().filename().string());
+    if (const std::string name = entry.path().filename().string();
+        !hidden(entry.path()) && !is_junk(name) && entry.is_directory(error))
+      names.push_back(name);
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -118,25 +149,43 @@ bool has_images(const fs::path& directory) {
   return false;
 }
 
+/// Counts the files that lie beside the class folders and are no images.
+void count_beside(const fs::path& directory, LeftOut& left_out) {
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory, error)) {
+    const std::string name = entry.path().filename().string();
+    if (hidden(entry.path()))
+      ++left_out["hidden"];
+    else if (is_junk(name))
+      ++left_out[cat("{}/", name)];
+    else if (!entry.is_directory(error))
+      ++left_out[reason_of(entry.path())];
+  }
+}
+
 /// Where the images of the asked split lie, and the folder whose subfolders name the classes.
 struct Layout {
   fs::path images, classes;
 };
 
-Layout find_layout(const DatasetSpec& spec) {
+/// train/ beside val/, validation/, valid/ or test/ are splits, whatever else lies there; train/ alone is one too. What
+/// lies beside splits is no class.
+Layout find_layout(const DatasetSpec& spec, LeftOut& left_out) {
+  static const std::vector<std::string> kTest{"val", "validation", "valid", "test"};
   const fs::path root = spec.path;
   const std::vector<std::string> names = subdirectories(root);
-  const auto has = [&](const char* name) { return std::find(names.begin(), names.end(), name) != names.end(); };
-  const bool splits = has("train") && std::all_of(names.begin(), names.end(), [](const std::string& name) {
-                        return name == "train" || name == "val" || name == "validation" || name == "test";
-                      });
+  const auto has = [&](const std::string& name) { return std::find(names.begin(), names.end(), name) != names.end(); };
+  const bool splits = has("train") && (names.size() == 1 || std::any_of(kTest.begin(), kTest.end(), has));
   if (!splits) {
     if (spec.test)
       throw Error(cat("data set folder:{}: split=test needs the folders train/ and val/ (or test/) in it", spec.path));
     return {root, root};
   }
+  for (const std::string& name : names)
+    if (name != "train" && std::find(kTest.begin(), kTest.end(), name) == kTest.end())
+      ++left_out[cat("folder {} beside train/", printable(name))];
   if (!spec.test) return {root / "train", root / "train"};
-  for (const char* name : {"val", "validation", "test"})  // ImageNet's test images have no labels: val goes first
+  for (const std::string& name : kTest)  // ImageNet's test images have no labels: val goes first
     if (has(name)) return {root / name, root / "train"};
   throw Error(cat("data set folder:{}: split=test, but there is no val/ or test/ beside train/", spec.path));
 }
@@ -146,7 +195,8 @@ Layout find_layout(const DatasetSpec& spec) {
 std::unique_ptr<Dataset> open_folder(const DatasetSpec& spec, const DecodeLimits& limits) {
   std::error_code error;
   if (!fs::is_directory(spec.path, error)) throw Error(cat("data set folder:{}: no such directory", spec.path));
-  const Layout layout = find_layout(spec);
+  LeftOut left_out;
+  const Layout layout = find_layout(spec, left_out);
   std::vector<std::string> files, classes = subdirectories(layout.classes);
   std::vector<int> labels;
   std::string note;
@@ -154,23 +204,25 @@ std::unique_ptr<Dataset> open_folder(const DatasetSpec& spec, const DecodeLimits
   if (flat || classes.empty()) {
     if (flat && !classes.empty()) note = "unlabelled, because images lie beside the subfolders";
     classes.clear();
-    files = sorted_images(layout.images, {});
+    files = sorted_images(layout.images, {}, left_out);
     labels.assign(files.size(), -1);
   } else {
+    count_beside(layout.images, left_out);
     for (const std::string& name : subdirectories(layout.images)) {
       const auto found = std::lower_bound(classes.begin(), classes.end(), name);
       if (found == classes.end() || *found != name)
         throw Error(cat("data set folder:{}: class {} of {} is not among the classes of {}", spec.path, name,
                         layout.images.filename().string(), layout.classes.string()));
-      const std::vector<std::string> found_files = sorted_images(layout.images / name, name);
+      const std::vector<std::string> found_files = sorted_images(layout.images / name, name, left_out);
       files.insert(files.end(), found_files.begin(), found_files.end());
       labels.resize(files.size(), static_cast<int>(found - classes.begin()));
     }
   }
   if (files.empty())
-    throw Error(cat("data set folder:{}: no image in it (jpg, jpeg, png, bmp, ppm, pgm)", layout.images.string()));
+    throw Error(cat("data set folder:{}: no image in it (jpg, jpeg, png, bmp, ppm, pgm){}", layout.images.string(),
+                    left_out_text(left_out)));
   return std::make_unique<FileDataset>(spec, limits, layout.images.string(), std::move(files), std::move(labels),
-                                       std::move(classes), std::move(note));
+                                       std::move(classes), std::move(note), std::move(left_out));
 }
 
 // One image a line: "PATH LABEL" with a whole number, or "PATH<tab>CLASS" with any name, or "PATH" alone. Relative
@@ -244,7 +296,7 @@ std::unique_ptr<Dataset> open_list(const DatasetSpec& spec, const DecodeLimits& 
       for (size_t i = 0; i < words.size(); ++i) labels[i] = number[words[i]];
     }
   }
-  return std::make_unique<FileDataset>(spec, limits, root, std::move(files), std::move(labels), std::move(classes), "");
+  return std::make_unique<FileDataset>(spec, limits, root, std::move(files), std::move(labels), std::move(classes));
 }
 
 }  // namespace csml

@@ -11,6 +11,7 @@
 #include "data/dataset_kinds.h"
 #include "data/tar.h"
 #include "engine/file.h"
+#include "engine/text.h"
 #include "kernels/check.h"
 
 namespace csml {
@@ -28,8 +29,9 @@ struct Stored {
 class TarDataset : public EncodedDataset {
  public:
   TarDataset(const DatasetSpec& spec, const DecodeLimits& limits, std::vector<std::string> shards,
-             std::vector<Stored> images)
+             std::vector<Stored> images, std::map<std::string, int64_t> left_out)
       : EncodedDataset(spec, limits), shards_(std::move(shards)), images_(std::move(images)) {
+    left_out_ = std::move(left_out);
     int classes = 0;
     for (const Stored& image : images_) {
       labels_.push_back(image.label);
@@ -106,16 +108,26 @@ int class_of(const std::string& shard, const TarMember& member) {
 }
 
 /// Images of one archive, in its order. A sample without an image is none.
-void collect(const std::string& path, size_t shard, std::vector<Stored>& images) {
+void collect(const std::string& path, size_t shard, std::vector<Stored>& images,
+             std::map<std::string, int64_t>& left_out) {
   std::unordered_map<std::string, Stored> samples;
   std::vector<std::string> order;
   for (TarMember& member : list_tar(path).files) {
     const size_t slash = member.name.rfind('/'), base = slash == std::string::npos ? 0 : slash + 1;
     const size_t dot = member.name.find('.', base);
-    if (dot == std::string::npos || dot == base) continue;  // no kind, or hidden
+    if (dot == std::string::npos || dot == base) {
+      ++left_out[dot == base ? "hidden" : "without suffix"];
+      continue;
+    }
     const std::string key = member.name.substr(0, dot), kind = member.name.substr(dot);
     const bool image = kind.find('.', 1) == std::string::npos && is_image_name("x" + kind);
-    if (!image && kind != ".cls") continue;
+    if (!image && kind != ".cls") {
+      // webdataset takes all from the first dot on as the kind: 22.05.jpg is of the kind .05.jpg
+      ++left_out[is_image_name(kind)
+                     ? "images with a second dot in their name (webdataset reads the name up to the first)"
+                     : printable(kind)];
+      continue;
+    }
     const auto [at, fresh] = samples.try_emplace(key);
     if (fresh) order.push_back(key);
     Stored& sample = at->second;
@@ -129,7 +141,10 @@ void collect(const std::string& path, size_t shard, std::vector<Stored>& images)
     }
   }
   for (const std::string& key : order)
-    if (Stored& sample = samples[key]; !sample.member.name.empty()) images.push_back(std::move(sample));
+    if (Stored& sample = samples[key]; !sample.member.name.empty())
+      images.push_back(std::move(sample));
+    else
+      ++left_out["classes without an image"];
 }
 
 }  // namespace
@@ -139,14 +154,17 @@ std::unique_ptr<Dataset> open_tar(const DatasetSpec& spec, const DecodeLimits& l
     throw UsageError(cat("data set tar:{}: split= does not apply; name the archives of the split", spec.path));
   std::vector<std::string> shards = expand(spec.path);
   std::vector<Stored> images;
-  for (size_t s = 0; s < shards.size(); ++s) collect(shards[s], s, images);
-  if (images.empty()) throw Error(cat("data set tar:{}: no image in it (jpg, jpeg, png, bmp, ppm, pgm)", spec.path));
+  std::map<std::string, int64_t> left_out;
+  for (size_t s = 0; s < shards.size(); ++s) collect(shards[s], s, images, left_out);
+  if (images.empty())
+    throw Error(
+        cat("data set tar:{}: no image in it (jpg, jpeg, png, bmp, ppm, pgm){}", spec.path, left_out_text(left_out)));
   const bool labelled = images.front().label >= 0;
   for (const Stored& image : images)
     if ((image.label >= 0) != labelled)
       throw Error(cat("data set tar:{}: {} has {} class, unlike the first image", spec.path, image.member.name,
                       labelled ? "no" : "a"));
-  return std::make_unique<TarDataset>(spec, limits, std::move(shards), std::move(images));
+  return std::make_unique<TarDataset>(spec, limits, std::move(shards), std::move(images), std::move(left_out));
 }
 
 }  // namespace csml

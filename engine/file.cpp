@@ -1,6 +1,7 @@
 #include "engine/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -183,6 +184,20 @@ FileDigest write_text_file(const std::filesystem::path& path, const std::string&
   AtomicFile file(path);
   file.write(text.data(), text.size());
   return file.commit();
+}
+
+FolderLock::FolderLock(const std::filesystem::path& folder) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  if (fs::exists(folder, error) && !fs::is_directory(folder, error))
+    throw Error(cat("{} is a file; give a folder", folder.string()));
+  fs::create_directories(folder, error);
+  if (error) throw Error(cat("cannot create the folder {}: {}", folder.string(), error.message()));
+  const fs::path path = folder / ".lock";
+  file_ = FileDescriptor(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666));
+  if (!file_) throw Error(cat("cannot open {}: {}", path.string(), std::strerror(errno)));
+  if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    throw Error(cat("{} is in use by another process; wait for its end, or give another folder", folder.string()));
 }
 
 }  // namespace csml

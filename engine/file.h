@@ -73,6 +73,21 @@ class AtomicFile {
   uint64_t bytes_ = 0;
 };
 
+/// A folder that this process alone works in: an advisory lock (flock) on the file ".lock" in it, which ends with the
+/// process and stays where other files of the folder are removed. Makes the folder where it is missing. On a file system
+/// without locks it holds nothing.
+class FolderLock {
+ public:
+  FolderLock() = default;
+  /// Throws Error where another process holds it, and where the folder or the file cannot be made.
+  explicit FolderLock(const std::filesystem::path& folder);
+  /// Whether it was taken.
+  explicit operator bool() const { return static_cast<bool>(file_); }
+
+ private:
+  FileDescriptor file_;
+};
+
 /// AtomicFile in one call.
 FileDigest write_text_file(const std::filesystem::path& path, const std::string& text);
 

@@ -348,7 +348,8 @@ class EvaluateTest(unittest.TestCase):
         copies = out / "checkpoints" / "step_00000003"
         for name in "model.safetensors", "state.safetensors":
             self.assertEqual((copies / name).read_bytes(), (originals / name).read_bytes())
-        self.fails(2, "--format safetensors", "export", "--checkpoint", self.run_folder, "--what", "state", "--out", file)
+        self.fails(2, "--format safetensors", "export", "--checkpoint", self.run_folder, "--what", "state", "--format", "timm",
+                   "--out", file)
         self.fails(2, "takes neither", "import", file, "--out", self.tmp / "x", "--set", "eval.size=8")
 
 

@@ -1,6 +1,7 @@
 #include "csml/training/saved_model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "engine/json.h"
@@ -44,6 +45,7 @@ SavedModel from_checkpoint(Device& device, const Checkpoint& checkpoint, const s
                     checkpoint.folder.string()));
   }
   out.source = checkpoint.folder.string();
+  out.content = digest_of(checkpoint.folder / "model.safetensors").hex;
   out.step = checkpoint.step;
   out.epoch = checkpoint.epoch;
   out.which = which;
@@ -56,6 +58,7 @@ SavedModel from_checkpoint(Device& device, const Checkpoint& checkpoint, const s
   try {
     from_host(out.encoder->params(), read_arrays(checkpoint.model(), prefix), prefix);
   } catch (const Error& e) { throw Error(cat("{}: {}", checkpoint.folder.string(), e.what())); }
+  check_finite(out.encoder->params(), out.source);
   return out;
 }
 
@@ -124,6 +127,19 @@ Checkpoint find_checkpoint(const std::filesystem::path& path) {
   return *newest;
 }
 
+void check_finite(const Params& params, const std::string& place) {
+  for (const NamedArray& array : to_host(params, "")) {
+    const auto* values = reinterpret_cast<const float*>(array.data.data());
+    const int64_t n = array.shape.size();
+    const int64_t wrong = std::count_if(values, values + n, [](float v) { return !std::isfinite(v); });
+    if (wrong > 0)
+      throw Error(
+          cat("{}: {} of the {} values of '{}' are NaN or infinite: the encoder has diverged; use an earlier "
+              "checkpoint",
+              place, wrong, n, array.name));
+  }
+}
+
 SavedModel load_model(Device& device, const std::filesystem::path& path, const std::string& which) {
   namespace fs = std::filesystem;
   if (which != "q" && which != "k" && which != "init")
@@ -135,6 +151,7 @@ SavedModel load_model(Device& device, const std::filesystem::path& path, const s
   out.config.model = recognise_model(file, "", &out.in_channels, &out.has_head);
   out.config.augment = file_normalisation(file, out.config.augment);
   out.source = path.string();
+  out.content = digest_of(path).hex;
   out.which = "q";
   out.encoder = std::make_unique<Encoder>(device, out.config.model, out.in_channels, 0, false);
   load_torchvision(*out.encoder, file, out.has_head);
@@ -172,6 +189,7 @@ void load_torchvision(Encoder& encoder, const SafetensorsFile& file, bool has_he
   try {
     from_host(encoder.params(), arrays, "");
   } catch (const Error& e) { throw Error(cat("{}: {}", file.path().string(), e.what())); }
+  check_finite(encoder.params(), file.path().string());
 }
 
 }  // namespace csml

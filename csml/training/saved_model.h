@@ -13,8 +13,9 @@ namespace csml {
 
 struct SavedModel {
   std::unique_ptr<Encoder> encoder;
-  Config config;       // as the run had it
-  std::string source;  // the checkpoint used
+  Config config;        // as the run had it
+  std::string source;   // the checkpoint used
+  std::string content;  // XXH3-128 of the file of weights, as `xxhsum -H2` prints it
   int64_t step = 0, epoch = 0;
   std::string which;  // "q" or "k"
   int in_channels = 3;
@@ -29,6 +30,9 @@ inline constexpr const char* kStatePrefix = "state.";   // before the names of s
 inline constexpr const char* kStateStep = "csml.step";  // metadata: as in the manifest
 inline constexpr const char* kStateEpoch = "csml.epoch";
 inline constexpr const char* kStateUser = "csml.user";
+
+/// Throws Error that names the first array with a value that is NaN or infinite, and how many values are.
+void check_finite(const Params& params, const std::string& place);
 
 /// path: run folder (its newest good checkpoint), checkpoint folder, or FILE.safetensors with torchvision names (a
 /// plain backbone; its architecture is recognised from the shapes). which: "q" or "k".

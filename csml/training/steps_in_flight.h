@@ -42,6 +42,8 @@ class StepsInFlight {
   bool stop_seen() const { return stop_seen_; }
   /// Whether every step that was settled since the last call had a finite gradient.
   bool take_all_finite();
+  /// The last settled steps in a row whose gradient was not finite.
+  int64_t non_finite() const { return non_finite_; }
 
  private:
   /// A step that was started, until the host has seen what became of it.

@@ -49,6 +49,7 @@ class Run {
       writer_.emplace(config.train.checkpoint_retry_seconds);
     }
     if (!config.data.test.empty()) test_ = open_dataset(config.data.test);
+    if (test_ && test_->has_labels() && train_->has_labels()) test_->use_classes_of(*train_);
     steps_per_epoch_ = train_->size() / config.train.batch_size;
     if (steps_per_epoch_ < 1)
       throw UsageError(cat("train.batch_size = {} is larger than the data set ({} images)", config.train.batch_size,
@@ -172,6 +173,7 @@ RunResult Run::go() {
   if (result_.stopped)
     log_.event("stopped", cat("{}; the same command goes on",
                               out_of_time_ ? "train.max_hours are over" : "a signal asked the run to stop"));
+  result_.non_finite = steps_.non_finite();
   result_.steps = at_.step;
   result_.epochs = at_.epoch;
   result_.bad_images = bad_images();
@@ -203,14 +205,18 @@ bool Run::train_epoch() {
       begin_line(since_log);
       since_log = 0;
     }
-    progress_->update(at_.step, cat("epoch {} loss {:.3f}{}{}", at_.epoch, result_.loss,
-                                    result_.knn_top1 >= 0 ? cat("  k-NN {:.1f} %", result_.knn_top1) : "",
-                                    bad_images() ? cat("  {} bad images", bad_images()) : ""));
+    progress_->update(at_.step,
+                      cat("epoch {} loss {}{}{}", at_.epoch, result_.loss ? cat("{:.3f}", *result_.loss) : "-",
+                          result_.knn_top1 >= 0 ? cat("  k-NN {:.1f} %", result_.knn_top1) : "",
+                          bad_images() ? cat("  {} bad images", bad_images()) : ""));
     const int every = config_.train.checkpoint_every_steps;
     if (every > 0 && at_.step % every == 0 && !last) start_saving();
     tell_saved();
     const bool stop = comm_.size() == 1 ? stop_asked() : steps_.stop_seen();
-    if ((stop || out_of_steps()) && !last) return stop;
+    if ((stop || out_of_steps()) && !last) {
+      if (since_log > 0) begin_line(since_log);  // what these steps showed; settle() writes it
+      return stop;
+    }
     phase(cat("the loading of step {}", at_.step + 1));
   }
   phase(cat("the end of epoch {}", at_.epoch));
@@ -261,7 +267,7 @@ void Run::end_line() {
   const double elapsed = seconds_since(interval_start_);
   interval_start_ = Clock::now();
   result_.loss = line["loss"].get<double>();
-  epoch_loss_ += result_.loss * static_cast<double>(about.steps);
+  epoch_loss_ += *result_.loss * static_cast<double>(about.steps);
   epoch_steps_ += about.steps;
   line["kind"] = "step";
   line["images_per_second"] = static_cast<double>(about.steps * config_.train.batch_size) / std::max(1e-9, elapsed);
@@ -322,6 +328,7 @@ void Run::measure_knn() {
     };
     knn_train_ = limited(config_.data.train, config_.eval.knn_train_limit);
     knn_test_ = limited(config_.data.test, config_.eval.knn_test_limit);
+    knn_test_->use_classes_of(*knn_train_);
   }
   phase(cat("the k-NN evaluation after epoch {}", at_.epoch));
   FeatureOptions o = online_feature_options(config_, comm_);

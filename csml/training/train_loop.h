@@ -4,6 +4,7 @@
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "csml/config/config.h"
@@ -26,9 +27,10 @@ struct RunOptions {
 
 struct RunResult {
   int64_t steps = 0, epochs = 0;
-  bool stopped = false;  // by `stop` or train.max_hours, with something left to do
-  double loss = 0;       // mean of the last log interval
-  double knn_top1 = -1;  // last online k-NN, percent; -1: none
+  bool stopped = false;        // by `stop` or train.max_hours, with something left to do
+  std::optional<double> loss;  // mean of the last line of metrics.jsonl; none where no step was taken
+  int64_t non_finite = 0;      // last steps in a row without a finite gradient, which changed nothing
+  double knn_top1 = -1;        // last online k-NN, percent; -1: none
   int64_t bad_images = 0;
   double seconds = 0;
   std::filesystem::path checkpoint;  // newest
