@@ -38,7 +38,7 @@ void unpack(const fs::path& archive, const fs::path& to, const std::vector<std::
 
 /// The value of a network tensor that a hash gives (tests/golden/README.md), in torchvision's layout.
 NamedArray hashed_tensor(const std::string& name, const Shape& shape) {
-  const uint64_t seed = fnv(name);
+  const uint64_t seed = test::seed_of(name);
   std::vector<double> u(static_cast<size_t>(shape.size()));
   for (size_t i = 0; i < u.size(); ++i) u[i] = hash_uniform(seed, i);
   if (shape.rank() == 4) {

@@ -10,6 +10,7 @@
 
 #include "engine/safetensors.h"
 #include "engine/tensor.h"
+#include "tests/test.h"
 
 #include <doctest/doctest.h>
 
@@ -115,13 +116,6 @@ class Golden {
   double worst_share_ = 0, worst_multiple_ = 0;
   std::string worst_share_at_ = "-", worst_multiple_at_ = "-";
 };
-
-/// FNV-1a 64 of a name.
-inline uint64_t fnv(const std::string& name) {
-  uint64_t hash = 0xCBF29CE484222325u;
-  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-  return hash;
-}
 
 /// Value i in [0, 1) of the stream that a name gives (tests/golden/README.md, "Tensors from a hash").
 inline double hash_uniform(uint64_t seed, uint64_t i) {

@@ -83,7 +83,7 @@ inline std::vector<std::string> view_names(const std::string& method) {
 /// f32(3.4 u - 1.7) with u from the hash of a name.
 inline Tensor hashed_view(Device& device, const std::string& name) {
   std::vector<float> values(kBatch * kSize * kSize * 3);
-  const uint64_t seed = fnv(name);
+  const uint64_t seed = test::seed_of(name);
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(3.4 * hash_uniform(seed, i) - 1.7);
   return Tensor::from(device, {kBatch, kSize, kSize, 3}, values);
 }

@@ -66,7 +66,7 @@ std::string changes(const std::map<std::string, std::vector<std::byte>>& a,
 
 Tensor hashed_view(Device& device, const std::string& name, int64_t size = kSize) {
   std::vector<float> values(static_cast<size_t>(kBatch * size * size * 3));
-  const uint64_t seed = fnv(name);
+  const uint64_t seed = test::seed_of(name);
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(3.4 * hash_uniform(seed, i) - 1.7);
   return Tensor::from(device, {kBatch, size, size, 3}, values);
 }
