@@ -5,8 +5,8 @@
 #include <set>
 
 #include "apps/bench.h"
-#include "apps/config.h"
 #include "engine/log.h"
+#include "engine/nearest.h"
 #include "engine/ops.h"
 #include "tests/op_cases.h"
 
@@ -39,11 +39,9 @@ std::vector<test::OpCase> cases_of(const std::string& op, bool cifar, int64_t ba
   std::vector<test::OpCase> cases = test::bench_cases(cifar, batch);
   std::set<std::string> names;
   for (const test::OpCase& op_case : cases) names.insert(op_case.op);
-  if (op != "all" && !names.contains(op)) {
-    const std::string near = nearest_word(op, {names.begin(), names.end()});
-    throw UsageError(cat("--op {}: no such op; {}", op,
-                         near.empty() ? cat("known are {}", fmt::join(names, ", ")) : cat("did you mean {}?", near)));
-  }
+  if (op != "all" && !names.contains(op))
+    throw UsageError(cat("--op {}: no such op{}", op,
+                         suggestion(op, {names.begin(), names.end()}, cat("; known are {}", fmt::join(names, ", ")))));
   if (op != "all") std::erase_if(cases, [&](const test::OpCase& op_case) { return op_case.op != op; });
   return cases;
 }

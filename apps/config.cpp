@@ -1,4 +1,5 @@
 #include "apps/config.h"
+#include "csml/config/table.h"
 #include "csml/method/resolve.h"
 
 // toml++ 3.3 asserts, or with NDEBUG lets the compiler assume, what a text such as "[&" breaks, just before it looks
@@ -25,12 +26,12 @@ TOML_IMPL_NAMESPACE_END;
 #pragma pop_macro("NDEBUG")
 
 #include <algorithm>
-#include <numeric>
 #include <optional>
 #include <set>
 
 #include "apps/presets.h"
 #include "engine/file.h"
+#include "engine/nearest.h"
 #include "kernels/check.h"
 
 extern char** environ;
@@ -56,21 +57,6 @@ std::string environment_name(const std::string& key) {
   std::string name = "CSML_";
   for (char c : key) name += c == '.' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   return name;
-}
-
-size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i + 1;
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i] != b[j]);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
-    }
-  }
-  return row.back();
 }
 
 /// The nearest key: the same name in another section first ("epochs", "train.lr"), else by edit distance.
@@ -181,24 +167,15 @@ std::string head_field(const std::string& text, const std::string& field) {
 
 }  // namespace
 
-std::string nearest_word(const std::string& word, const std::vector<std::string>& known) {
-  std::string best;
-  size_t least = std::max<size_t>(2, word.size() / 3) + 1;
-  for (const std::string& candidate : known) {
-    const size_t distance = edit_distance(word, candidate);
-    if (distance < least) least = distance, best = candidate;
-  }
-  return best;
-}
-
 ConfigBuilder::ConfigBuilder() : values_(to_json(Config{})) {
   for (const std::string& key : key_names()) origin_[key] = "default";
 }
 
 void ConfigBuilder::unknown_key(const std::string& key, const std::string& place) const {
   const std::string near = nearest_key(key);
-  throw UsageError(cat("{}: unknown key {}{}", place, key,
-                       near.empty() ? "; `csml pretrain --dry-run` lists all keys" : cat("; did you mean {}?", near)));
+  throw UsageError(
+      cat("{}: unknown key {}{}", place, key,
+          near.empty() ? "; `csml pretrain --help-keys` lists all keys" : cat("; did you mean {}?", near)));
 }
 
 void ConfigBuilder::put(const std::string& key, const json& value, const std::string& place,
@@ -220,9 +197,7 @@ void ConfigBuilder::add_preset(const std::string& name) {
     if (preset.name == name) return add_toml(preset.text, "preset " + name, "preset " + name);
     names.push_back(preset.name);
   }
-  const std::string near = nearest_word(name, names);
-  throw UsageError(cat("unknown preset {}{}; `csml pretrain --preset help` lists them", name,
-                       near.empty() ? "" : cat("; did you mean {}?", near)));
+  throw UsageError(cat("unknown preset {}{}; `csml pretrain --preset help` lists them", name, suggestion(name, names)));
 }
 
 void ConfigBuilder::add_file(const std::filesystem::path& path) {
@@ -276,9 +251,7 @@ void ConfigBuilder::add_environment() {
     if (const auto found = keys.find(name); found != keys.end()) {
       set(found->second, line.substr(equals + 1), "environment " + name);
     } else if (std::any_of(prefixes.begin(), prefixes.end(), [&](const auto& p) { return name.starts_with(p); })) {
-      const std::string near = nearest_word(name, names);
-      throw UsageError(
-          cat("environment: unknown variable {}{}", name, near.empty() ? "" : cat("; did you mean {}?", near)));
+      throw UsageError(cat("environment: unknown variable {}{}", name, suggestion(name, names)));
     }
   }
 }

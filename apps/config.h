@@ -51,7 +51,4 @@ std::string config_toml(const ResolvedConfig& resolved);
 /// Every preset with its source and its expected cost, for people.
 std::string preset_list();
 
-/// The known word nearest to `word` by edit distance; empty where none is near.
-std::string nearest_word(const std::string& word, const std::vector<std::string>& known);
-
 }  // namespace csml

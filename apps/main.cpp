@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "apps/command.h"
-#include "apps/config.h"
 #include "engine/comm.h"
+#include "engine/nearest.h"
 #include "kernels/check.h"
 #include "version.h"
 
@@ -29,6 +29,29 @@ int failed(int code, std::string message) {
   }
   fmt::print(stderr, "csml: {}{}\n", rank, message);
   return code;
+}
+
+std::vector<std::string> flags_of(const CLI::App& command) {
+  std::vector<std::string> flags;
+  for (const CLI::Option* option : command.get_options())
+    for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
+  return flags;
+}
+
+/// What CLI11 says is wrong, with the nearest flag of the command where one is unknown.
+std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
+  const auto parsed = app.get_subcommands();
+  const CLI::App& command = parsed.empty() ? app : *parsed.back();
+  const std::string help =
+      cat("csml{}{} --help tells more", parsed.empty() ? "" : " ", parsed.empty() ? "" : command.get_name());
+  if (dynamic_cast<const CLI::ExtrasError*>(&error)) {
+    for (const std::string& argument : command.remaining(true)) {
+      if (!argument.starts_with("--")) continue;
+      const std::string flag = argument.substr(0, argument.find('='));
+      return cat("unknown flag {}{} ({})", flag, suggestion(flag, flags_of(command)), help);
+    }
+  }
+  return cat("{} ({})", error.what(), help);
 }
 
 int run(int argc, char** argv) {
@@ -67,16 +90,15 @@ int run(int argc, char** argv) {
     std::vector<std::string> names;
     for (const auto& [command, execute] : commands) names.push_back(command->get_name());
     if (std::find(names.begin(), names.end(), argv[1]) == names.end()) {
-      const std::string near = nearest_word(argv[1], names);
-      return failed(2, cat("unknown command {}; {}", argv[1],
-                           near.empty() ? cat("known are {}", fmt::join(names, ", ")) : cat("did you mean {}?", near)));
+      return failed(2, cat("unknown command {}{}", argv[1],
+                           suggestion(argv[1], names, cat("; known are {}", fmt::join(names, ", ")))));
     }
   }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);
-    return failed(2, cat("{} (csml --help tells more)", e.what()));
+    return failed(2, usage_message(app, e));
   }
   for (const auto& [command, execute] : commands)
     if (command->parsed()) return execute();

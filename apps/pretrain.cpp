@@ -1,6 +1,7 @@
 // csml pretrain: one run, from the configuration to the last checkpoint.
 #include "apps/command.h"
 #include "apps/config.h"
+#include "apps/keys.h"
 #include "apps/run_folder.h"
 #include "apps/stop_signals.h"
 #include "csml/method/base.h"
@@ -14,31 +15,13 @@
 namespace csml {
 namespace {
 
-/// A flag that is one configuration key.
-struct KeyFlag {
-  const char *flag, *key, *type, *help;
-};
-constexpr KeyFlag kKeyFlags[] = {
-    {"--data", "data.train", "SPEC", "Images to pretrain on; labels are used for logging only"},
-    {"--test-data", "data.test", "SPEC", "Labelled images of the online k-NN; absent: no online k-NN"},
-    {"--method", "method.name", "NAME", "csml | moco | simclr | byol | mocov3"},
-    {"--device", "train.device", "NAME", "auto | cpu | cuda | cuda:N"},
-    {"--precision", "train.precision", "NAME", "fp32 | bf16 | fp16; 16 bits on a GPU only"},
-    {"--epochs", "train.epochs", "N", "Passes over the data"},
-    {"--batch-size", "train.batch_size", "N", "Images per step, of all processes together"},
-    {"--seed", "train.seed", "N", "Of every random draw"},
-    {"--threads", "train.threads", "N", "Compute threads of the CPU; 0: all cores"},
-    {"--max-hours", "train.max_hours", "H", "Stop with a checkpoint after so many hours; 0: no limit"},
-    {"--workers", "data.workers", "N", "Loader threads; their number changes nothing in the result"},
-};
-
 struct Options {
   CommonOptions common;
   std::vector<std::string> arguments;
-  std::string preset, config, out, init_from, resume = "auto";
+  std::string preset, config, out, init_from, resume = "auto", help_keys;
   std::map<std::string, std::string> keys;  // flag -> value, where given
   std::vector<std::string> set;
-  bool dry_run = false, overwrite = false;
+  bool dry_run = false, overwrite = false, list_keys = false;
 };
 
 ResolvedConfig read_config(const Options& o, std::unique_ptr<Dataset>& train) {
@@ -46,7 +29,7 @@ ResolvedConfig read_config(const Options& o, std::unique_ptr<Dataset>& train) {
   if (!o.preset.empty()) builder.add_preset(o.preset);
   if (!o.config.empty()) builder.add_file(o.config);
   builder.add_environment();
-  for (const KeyFlag& flag : kKeyFlags)
+  for (const KeyFlag& flag : key_flags())
     if (const auto found = o.keys.find(flag.flag); found != o.keys.end())
       builder.set(flag.key, found->second, cat("flag {}", flag.flag));
   for (const std::string& assignment : o.set) builder.set_assignment(assignment);
@@ -214,6 +197,14 @@ int run(const Options& o) {
     answer(o.common, {{"task", "presets"}, {"text", preset_list()}}, preset_list());
     return 0;
   }
+  if (o.list_keys) {
+    if (o.help_keys == "markdown") {
+      answer(o.common, {{"task", "keys"}, {"text", keys_markdown()}}, keys_markdown());
+    } else {
+      answer(o.common, {{"task", "keys"}, {"keys", keys_json(o.help_keys)}}, keys_text(o.help_keys));
+    }
+    return 0;
+  }
   std::unique_ptr<Dataset> train;
   const ResolvedConfig resolved = read_config(o, train);
   const Config& config = resolved.config;
@@ -250,18 +241,25 @@ Command pretrain_command(CLI::App& app, const std::vector<std::string>& argument
   Config defaults;
   resolve(defaults);
   const nlohmann::json values = to_json(defaults);
-  for (const KeyFlag& flag : kKeyFlags) {
+  for (const KeyFlag& flag : key_flags()) {
     const std::string key = flag.key;
     const nlohmann::json& value = values[key.substr(0, key.find('.'))][key.substr(key.find('.') + 1)];
     const std::string fallback = value.is_string() ? value.get<std::string>() : value.dump();
     app.add_option_function<std::string>(
            flag.flag, [o, name = std::string(flag.flag)](const std::string& text) { o->keys[name] = text; },
-           cat("{} ({}{}{})", flag.help, key, fallback.empty() ? "" : "; default: the preset's, else ", fallback))
+           cat("{} ({}{}{})", key_help(key), key, fallback.empty() ? "" : "; default: the preset's, else ", fallback))
         ->type_name(flag.type);
   }
-  app.add_option("--set", o->set, "Any configuration key, once per key; --dry-run lists them all")
+  app.add_option("--set", o->set, "Any configuration key, once per key; --help-keys lists them all")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
+  app.add_option_function<std::string>(
+         "--help-keys",
+         [o](const std::string& which) { o->list_keys = true, o->help_keys = which == "all" ? "" : which; },
+         "Print what configuration keys mean: all, of one SECTION, or one KEY; `markdown` is docs/keys.md")
+      ->expected(0, 1)
+      ->default_str("all")
+      ->type_name("SECTION|KEY");
   app.add_option("--resume", o->resume, "auto (go on with the run in --out) | never | a run or checkpoint folder")
       ->type_name("auto|never|DIR")
       ->capture_default_str();

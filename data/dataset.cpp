@@ -15,6 +15,7 @@
 #include "data/class_names.h"
 #include "data/dataset_kinds.h"
 #include "data/pack.h"
+#include "engine/nearest.h"
 #include "kernels/check.h"
 #include "kernels/random.h"
 
@@ -24,28 +25,6 @@ namespace {
 
 const std::vector<std::string> kKinds = {"cifar10", "cifar100", "idx", "folder", "list", "tar", "pack", "synthetic"};
 const std::vector<std::string> kOptions = {"split", "limit", "holdout", "part", "size", "channels", "labels"};
-
-/// Edits (insert, delete, replace) between two words.
-int distance(const std::string& a, const std::string& b) {
-  std::vector<int> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = static_cast<int>(j);
-  for (size_t i = 1; i <= a.size(); ++i) {
-    int diagonal = row[0];
-    row[0] = static_cast<int>(i);
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const int above = row[j];
-      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])});
-      diagonal = above;
-    }
-  }
-  return row[b.size()];
-}
-
-std::string nearest(const std::string& word, const std::vector<std::string>& known) {
-  return *std::min_element(known.begin(), known.end(), [&](const std::string& a, const std::string& b) {
-    return distance(word, a) < distance(word, b);
-  });
-}
 
 std::string joined(const std::vector<std::string>& words) {
   std::string text;
@@ -76,8 +55,8 @@ void set_option(DatasetSpec& spec, const std::string& option) {
   const size_t equals = option.find('=');
   const std::string name = option.substr(0, equals);
   if (std::find(kOptions.begin(), kOptions.end(), name) == kOptions.end())
-    throw UsageError(cat("unknown data set option \"{}\": did you mean \"{}\"? (known: {})", name,
-                         nearest(name, kOptions), joined(kOptions)));
+    throw UsageError(
+        cat("unknown data set option \"{}\"{} (known: {})", name, suggestion(name, kOptions), joined(kOptions)));
   if (equals == std::string::npos) throw UsageError(cat("data set option \"{0}\" needs a value: {0}=…", name));
   const std::string value = option.substr(equals + 1);
   const auto choice = [&](const std::vector<std::string>& known) {
@@ -181,8 +160,8 @@ DatasetSpec parse_spec(const std::string& text) {
     } else if (fs::exists(head, error)) {
       spec.kind.clear();  // a path with a colon in it
     } else {
-      throw UsageError(cat("unknown data set kind \"{}\": did you mean \"{}\"? (known: {})", spec.kind,
-                           nearest(spec.kind, kKinds), joined(kKinds)));
+      throw UsageError(
+          cat("unknown data set kind \"{}\"{} (known: {})", spec.kind, suggestion(spec.kind, kKinds), joined(kKinds)));
     }
   }
   if (head.empty()) throw UsageError(cat("data set \"{}\" has no path: write KIND:PATH", text));

@@ -101,7 +101,9 @@ class CliTest(unittest.TestCase):
     def test_wrong_usage(self):
         self.fails(2, "unknown command pretrian; did you mean pretrain\\?", "pretrian")
         self.fails(2, "subcommand is required")
-        self.fails(2, "--epoch", "pretrain", "--epoch", "3")
+        self.fails(2, "unknown flag --epoch; did you mean --epochs\\?", "pretrain", "--epoch", "3")
+        self.fails(2, "unknown flag --checkpiont; did you mean --checkpoint\\?", "knn", "--checkpiont=x")
+        self.fails(2, r"unknown flag --zzzzzzzz \(csml knn --help", "knn", "--zzzzzzzz")
         self.fails(2, "--data SPEC is needed", "pretrain", "--out", self.tmp / "x")
         self.fails(2, "--out DIR is needed", "pretrain", *TINY, "--data", TRAIN)
         self.fails(2, "--train", "knn", "--test", TEST)
@@ -270,7 +272,7 @@ class CliTest(unittest.TestCase):
         empty = self.tmp / "empty"
         empty.mkdir()
         self.fails(1, "empty|no image", *base, empty)
-        self.fails(2, "did you mean \"folder\"", *base, f"foldr:{empty}")
+        self.fails(2, "did you mean folder", *base, f"foldr:{empty}")
         self.fails(2, "limit", *base, "synthetic:shapes?limt=3")
         self.fails(2, "batch", *base, "synthetic:shapes?size=16&limit=10")
         self.assertFalse((self.tmp / "never" / "checkpoints" / "latest").exists())

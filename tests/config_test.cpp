@@ -1,14 +1,18 @@
 // Configuration: the table of keys, precedence, messages, round trips, presets.
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <set>
 
 #include "apps/config.h"
+#include "apps/keys.h"
 #include "apps/presets.h"
 #include "apps/run_folder.h"
+#include "csml/method/resolve.h"
 #include "engine/file.h"
+#include "engine/nearest.h"
 // After the project's headers: doctest's CHECK replaces that of kernels/check.h from here on.
 #include <doctest/doctest.h>
 
@@ -70,6 +74,73 @@ TEST_CASE("every key has one name, a section and a line of documentation") {
   for (const char* key : {"train.checkpoint_every_steps", "data.workers", "method.levels", "method.alignment",
                           "method.neighbors", "method.refresh_epochs", "schedule.lr", "augment.scale_min"})
     CHECK_MESSAGE(names.contains(key), key);
+}
+
+TEST_CASE("the reference has a row for every key, without empty cells") {
+  const std::string page = keys_markdown();
+  Config config;
+  for (const ConfigKey& key : config_keys(config)) CHECK_MESSAGE(contains(page, "| `" + key.name + "` | "), key.name);
+  CHECK(!contains(page, "|  |"));
+  CHECK(contains(page, "| `method.name` | `csml` | csml or moco or simclr or byol or mocov3 | – | "));
+  CHECK(contains(page,
+                 "| `method.warmup_epochs` | `-1` | whole number: -1 (max(1, round(0.055 train.epochs))) or at "
+                 "least 0 | epochs | "));
+  CHECK(contains(page, "Images per step, of all processes together; flag `--batch-size` |"));
+  CHECK(keys_json("method.queue").size() == 1);
+  CHECK(keys_json("comm").size() == 2);
+  CHECK(contains(usage_error([] { keys_text("metod"); }), "no such key or section; did you mean method?"));
+  for (const KeyFlag& flag : key_flags()) CHECK_MESSAGE(!key_help(flag.key).empty(), flag.flag);
+}
+
+TEST_CASE("what a row of the table allows is what is checked") {
+  const auto values = [](Allowed allowed, std::initializer_list<double> good, std::initializer_list<double> bad) {
+    double x = 0;
+    const std::vector<ConfigKey> keys{{"a.b", &x, std::move(allowed), "", ""}};
+    for (const double value : good) {
+      x = value;
+      CHECK(usage_error([&] { check_values(keys); }) == "no error");
+    }
+    for (const double value : bad) {
+      x = value;
+      CHECK(usage_error([&] { check_values(keys); }) ==
+            cat("a.b must be {}, got {}", allowed_text(keys[0].allowed), value));
+    }
+  };
+  const double nan = std::nan("");
+  values({.least = 1}, {1, 2}, {0.5, nan});
+  values({.least = 0, .above = true}, {0.1}, {0, -1, nan});
+  values({.least = 0, .most = 1}, {0, 1}, {-0.1, 1.1, nan});
+  values({.least = 0, .most = 1, .below = true}, {0, 0.9}, {1, nan});
+  values({.numbers = {18, 34}}, {18, 34}, {20});
+  values(Allowed{.least = 2}.or_special(0, "all"), {0, 2}, {1, -1});
+  CHECK(allowed_text({.least = 0, .most = 1, .below = true}) == "in [0, 1)");
+  CHECK(allowed_text({.least = 0, .most = 1, .above = true}) == "in (0, 1]");
+  CHECK(allowed_text({.numbers = {18, 34, 50}}) == "18, 34 or 50");
+  CHECK(allowed_text(Allowed{.least = 0}.or_special(0, "all")) == "0 (all) or more");
+  CHECK(allowed_text(Allowed{.least = 2}.or_special(0, "all")) == "0 (all) or at least 2");
+  CHECK(allowed_text({}).empty());
+
+  // Every bound of the table itself: the bound holds or not as it says, and what lies beyond is refused by name.
+  Config config;
+  for (const ConfigKey& key : config_keys_of_methods(config)) {
+    INFO(key.name);
+    const auto refused = [&](double value) {
+      ConfigBuilder builder;
+      builder.set(key.name, cat("{}", value), "test");
+      return contains(usage_error([&] { builder.build(); }), key.name + " must be");
+    };
+    const bool number = std::holds_alternative<int*>(key.value) || std::holds_alternative<int64_t*>(key.value) ||
+                        std::holds_alternative<double*>(key.value) || std::holds_alternative<float*>(key.value);
+    if (!number || !key.allowed.numbers.empty()) continue;
+    if (std::isfinite(key.allowed.least)) {
+      CHECK(refused(key.allowed.least - (key.allowed.special == key.allowed.least - 1 ? 2 : 1)));
+      CHECK(refused(key.allowed.least) == key.allowed.above);
+    }
+    if (std::isfinite(key.allowed.most)) {
+      CHECK(refused(key.allowed.most + 1));
+      CHECK(refused(key.allowed.most) == key.allowed.below);
+    }
+  }
 }
 
 TEST_CASE("defaults are MoCo v2 on ImageNet, and resolve derives rate and warm-up") {
@@ -142,7 +213,7 @@ TEST_CASE("an unknown key is answered with the nearest one") {
   CHECK(contains(refused("epochs=3"), "did you mean train.epochs?"));
   CHECK(contains(refused("train.temperature=3"), "did you mean method.temperature?"));
   CHECK(contains(refused("method.temprature=3"), "did you mean method.temperature?"));
-  CHECK(contains(refused("zzzzzz.qqqqqqqq=3"), "--dry-run"));
+  CHECK(contains(refused("zzzzzz.qqqqqqqq=3"), "--help-keys"));
   CHECK(contains(usage_error([] { ConfigBuilder().add_toml("[train]\n\nbatchsize = 3", "a.toml"); }),
                  "a.toml:3:1: unknown key train.batchsize; did you mean train.batch_size?"));
   CHECK(contains(usage_error([] { ConfigBuilder().add_toml("[trian]\nepochs = 3", "a.toml"); }),
@@ -196,7 +267,7 @@ TEST_CASE("values that cannot work together are refused by name") {
   CHECK(contains(refused({"method.temperature=0"}), "method.temperature"));
   CHECK(contains(refused({"method.name=swav"}), "csml or moco or simclr or byol or mocov3"));
   CHECK(contains(refused({"method.base=csml"}), "method.base"));
-  CHECK(contains(refused({"method.directions=3"}), "0, 1 or 2"));
+  CHECK(contains(refused({"method.directions=3"}), "0 (as the base is published) or 1 or 2"));
   CHECK(contains(refused({"method.momentum_schedule=step"}), "constant or cosine"));
   CHECK(contains(refused({"method.form=sum"}), "csml or out or in or mil"));
   CHECK(contains(refused({"method.queue_filter=-1"}), "method.queue_filter"));
@@ -216,17 +287,17 @@ TEST_CASE("values that cannot work together are refused by name") {
   CHECK(contains(refused({"method.crop_sizes=96", "method.crop_counts=0"}), "at least 1"));
   CHECK(contains(refused({"method.crop_weights=1"}), "two weights"));
   CHECK(contains(refused({"model.head_bn=some"}), "auto or none or hidden or all"));
-  CHECK(contains(refused({"model.level_blocks=0"}), "1 … 8"));
+  CHECK(contains(refused({"model.level_blocks=0"}), "in [1, 8]"));
   CHECK(contains(refused({"method.levels=res6"}), "method.levels must be"));
   CHECK(contains(refused({"method.alignment=line"}), "global or patch or patch-lite"));
-  CHECK(contains(refused({"method.partner=friend"}), "neighbor or random"));
+  CHECK(contains(refused({"method.partner=friend"}), "neighbor or random or labels"));
   CHECK(contains(refused({"method.terms=q,q"}), "twice"));
   CHECK(contains(refused({"method.terms=x"}), "q or p or m"));
   CHECK(contains(refused({"method.terms="}), "at least one"));
   CHECK(contains(refused({"method.weights=1"}), "two weights"));
   CHECK(contains(refused({"method.weights=0,0"}), "two weights"));
   CHECK(contains(refused({"method.warmup_weights=1,-1"}), "method.warmup_weights"));
-  CHECK(contains(refused({"augment.crop_size=4"}), "at least 8"));
+  CHECK(contains(refused({"augment.crop_size=4"}), "in [8, 4096]"));
   CHECK(contains(refused({"augment.flip_p=2"}), "flip_p"));
   CHECK(contains(refused({"model.depth=20"}), "18, 34, 50 or 101"));
   CHECK(contains(refused({"model.stem=tiny"}), "imagenet or cifar"));

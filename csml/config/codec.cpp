@@ -4,7 +4,7 @@
 #include <map>
 #include <utility>
 
-#include "csml/config/config.h"
+#include "csml/config/table.h"
 #include "kernels/check.h"
 
 namespace csml {
