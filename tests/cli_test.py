@@ -470,7 +470,7 @@ class CliTest(unittest.TestCase):
         self.assertEqual(us["bound"], "bytes")
         self.assertAlmostEqual(us["us"], floors[0]["bytes"] / 3.35e6, places=6)
         self.fails(2, "--floors belongs to --op", "bench", "--step", "resnet18", "--floors")
-        page = pathlib.Path(__file__).parent.parent / "docs" / "kernels.md"
+        page = pathlib.Path(__file__).parent.parent / "docs" / "appendix" / "floors.md"
         table = csml("bench", "--op", "all", "--floors").stdout
         self.assertIn(table, page.read_text(), f"{page}: paste what csml bench --op all --floors prints")
 

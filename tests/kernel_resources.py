@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the compiler says of every CUDA kernel: registers, shared memory, stack, spills, and the occupancy that follows.
 
-usage: tests/kernel_resources.py table BUILD     the table, as Markdown (docs/kernels.md holds one)
+usage: tests/kernel_resources.py table BUILD     the table, as Markdown (docs/appendix/resources.md holds one)
        tests/kernel_resources.py all BUILD       the same for every instance of every template
        tests/kernel_resources.py check BUILD     self-tests; then fails where a kernel has a stack frame or spills
                                                  and its comment has no line "Stack frame: why"
