@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The evaluation commands as users meet them: protocols named, folders written, formats that other programs read.
 
-usage: tests/evaluate_test.py CSML      (the binary; python3's standard library only)
+usage: tests/evaluation_commands_test.py CSML      (the binary; python3's standard library only)
 """
 import json
 import math

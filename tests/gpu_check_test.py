@@ -128,7 +128,7 @@ class GpuCheckTest(unittest.TestCase):
         write(self.build / "kernels_test", KERNELS_TEST)
         write(self.build / "replay_test", KERNELS_TEST.replace("hang", "hang_replay"))
         write(self.build / "precision_test", KERNELS_TEST.replace("hang", "hang_precision").replace("kernels", "precision"))
-        for name in ("evaluation", "features", "golden", "interruption", "models", "train"):
+        for name in ("golden", "interruption", "knn_svm_finetune", "models", "torchvision_features", "train"):
             write(self.build / f"{name}_test", KERNELS_TEST.replace("hang", f"hang_{name}").replace("kernels", name))
         write(self.build / "precision_steps_test", GOLDEN_TEST)
         site = self.tmp / "site"
@@ -323,8 +323,8 @@ class GpuCheckTest(unittest.TestCase):
         (self.build / "CMakeCache.txt").write_text("CSML_NATIVE:BOOL=OFF\n")
         done = subprocess.run(pack, capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("csml evaluation_test features_test golden_test interruption_test kernels_test models_test "
-                      "precision_steps_test precision_test replay_test train_test", done.stdout)
+        self.assertIn("csml golden_test interruption_test kernels_test knn_svm_finetune_test models_test "
+                      "precision_steps_test precision_test replay_test torchvision_features_test train_test", done.stdout)
         self.assertEqual(subprocess.run(pack, capture_output=True).returncode, 1)  # the folder is there
         shutil.rmtree(self.build)
         self.build = packed
