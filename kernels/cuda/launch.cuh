@@ -16,9 +16,9 @@
 //   atomic_add, atomic_max, atomic_cas on (pointer, ...) or (shared, i, ...): they return the old value
 //   copy_async<bytes>(shared, i, pointer, valid), copy_commit(), copy_wait<pending>()       cp.async: 4, 8 or 16 bytes,
 //       zeros where not valid; the data is there for the copying thread after its wait, for others after a barrier too
-//   load_matrices<1|2|4, transpose>(registers, shared, i)           ldmatrix: lanes 8m .. 8m+7 give the rows of matrix
-//   m mma(d, a, b), to_tf32(x)                                        layouts: values.h launch(context, {.name =
-//   "relu", .grid = {blocks}, .threads = 256, .shared_bytes = 0}, kernel<T>, arguments...)
+//   load_matrices<1|2|4, transpose>(registers, shared, i)           ldmatrix: lanes 8m..8m+7 give the rows of matrix m
+//   mma(d, a, b), to_tf32(x)                                        layouts: values.h
+//   launch(context, {.name = "relu", .grid = {blocks}, .threads = 256, .shared_bytes = 0}, kernel<T>, arguments...)
 // Built on them below: warp and block reductions, widths of vector access, dispatch on element types, reports.
 #pragma once
 

@@ -53,10 +53,11 @@ struct tf32 {};
 //     a.r[0] = A[g][2t, 2t+1]      a.r[1] = A[g+8][2t, 2t+1]      b.r[0] = B[2t, 2t+1][g]
 //     a.r[2] = A[g][2t+8, 2t+9]    a.r[3] = A[g+8][2t+8, 2t+9]    b.r[1] = B[2t+8, 2t+9][g]
 //   tf32 (K = 8), one float to a register:
-//     a.r[0] = A[g][t]  a.r[1] = A[g+8][t]  a.r[2] = A[g][t+4]  a.r[3] = A[g+8][t+4]   b.r[0] = B[t][g]  b.r[1] =
-//     B[t+4][g]
+//     a.r[0] = A[g][t]             a.r[1] = A[g+8][t]             b.r[0] = B[t][g]
+//     a.r[2] = A[g][t+4]           a.r[3] = A[g+8][t+4]           b.r[1] = B[t+4][g]
 //   either way, in f32:
-//     d.v[0] = D[g][2t]  d.v[1] = D[g][2t+1]  d.v[2] = D[g+8][2t]  d.v[3] = D[g+8][2t+1]
+//     d.v[0] = D[g][2t]            d.v[1] = D[g][2t+1]
+//     d.v[2] = D[g+8][2t]          d.v[3] = D[g+8][2t+1]
 template <class T>
 struct FragmentA {
   uint32_t r[4];
