@@ -6,6 +6,7 @@
 
 #include "engine/device.h"
 #include "engine/log.h"
+#include "engine/text.h"
 #include "kernels/check.h"
 
 namespace csml {
@@ -37,7 +38,7 @@ std::string device_of(const std::string& asked, const Launch& job) {
 }
 
 void answer(const CommonOptions& options, const nlohmann::json& json, const std::string& text) {
-  const std::string line = options.json ? json_line(json) + "\n" : text;
+  const std::string line = options.json ? json_line(json) + "\n" : printable(text, std::string::npos, true);
   const bool written = std::fwrite(line.data(), 1, line.size(), stdout) == line.size() && std::fflush(stdout) == 0;
   if (!written) throw Error("cannot write to standard output");
 }

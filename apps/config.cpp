@@ -32,6 +32,7 @@ TOML_IMPL_NAMESPACE_END;
 #include "apps/presets.h"
 #include "engine/file.h"
 #include "engine/nearest.h"
+#include "engine/text.h"
 #include "kernels/check.h"
 
 extern char** environ;
@@ -90,7 +91,47 @@ std::optional<json> to_json_value(const toml::node& node) {
   return all;
 }
 
+/// Whether a key has more than 16 parts or values are nested deeper than 16: toml++ recurses over both. Strings and
+/// comments are skipped. Text that is no TOML may be called either; the library then says what is wrong with it.
+bool too_deep(std::string_view text) {
+  constexpr int kMost = 16;
+  int parts = 0, depth = 0;
+  for (size_t at = 0; at < text.size(); ++at) {
+    const char c = text[at];
+    if (c == '"' || c == '\'') {
+      const std::string three(3, c);
+      const bool multiline = text.substr(at, 3) == three;
+      at += multiline ? 3 : 1;
+      for (; at < text.size(); ++at) {
+        if (c == '"' && text[at] == '\\') {
+          ++at;
+          continue;
+        }
+        if (!multiline && (text[at] == c || text[at] == '\n')) break;
+        if (multiline && text.substr(at, 3) == three) {
+          at += 2;
+          break;
+        }
+      }
+    } else if (c == '#') {
+      at = std::min(text.find('\n', at), text.size());
+      parts = 0;
+    } else if (c == '.') {
+      if (++parts > kMost) return true;
+    } else if (c == '=' || c == ',' || c == '\n' || c == '[' || c == ']' || c == '{' || c == '}') {
+      parts = 0;
+      if (c == '[' || c == '{') ++depth;
+      if (c == ']' || c == '}') --depth;
+      if (depth > kMost) return true;
+    }
+  }
+  return false;
+}
+
 toml::table parse_toml(const std::string& text, const std::string& place) {
+  if (too_deep(text))
+    throw UsageError(
+        cat("{}: a key of more than 16 parts or values nested deeper than 16; no configuration has any", place));
   try {
     return toml::parse(text, place);
   } catch (const toml::parse_error& e) {
@@ -105,6 +146,7 @@ struct FromText {
   const std::string& text;
 
   json literal() const {
+    if (too_deep(text)) return text;
     try {
       const toml::table table = toml::parse("x = " + text);
       if (table.size() == 1)
@@ -174,7 +216,7 @@ ConfigBuilder::ConfigBuilder() : values_(to_json(Config{})) {
 void ConfigBuilder::unknown_key(const std::string& key, const std::string& place) const {
   const std::string near = nearest_key(key);
   throw UsageError(
-      cat("{}: unknown key {}{}", place, key,
+      cat("{}: unknown key {}{}", place, printable(key, 200),
           near.empty() ? "; `csml pretrain --help-keys` lists all keys" : cat("; did you mean {}?", near)));
 }
 
@@ -215,13 +257,14 @@ void ConfigBuilder::add_toml(const std::string& text, const std::string& place, 
     const std::string section_name(section_key.str());
     if (!section.is_table()) {
       const std::string near = nearest_key(section_name);
-      throw UsageError(cat("{}: {} stands outside any section{}", at(section_key.source()), section_name,
+      throw UsageError(cat("{}: {} stands outside any section{}", at(section_key.source()),
+                           printable(section_name, 200),
                            near.empty() ? "" : cat("; did you mean {} in [{}]?", name_of_key(near), section_of(near))));
     }
     if (!sections.contains(section_name)) {
       const std::string near = nearest_word(section_name, {sections.begin(), sections.end()});
       throw UsageError(
-          cat("{}: unknown section [{}]; {}", at(section.source()), section_name,
+          cat("{}: unknown section [{}]; {}", at(section.source()), printable(section_name, 200),
               near.empty() ? cat("known are {}", fmt::join(sections, ", ")) : cat("did you mean [{}]?", near)));
     }
     for (const auto& [name, node] : *section.as_table()) {
@@ -267,7 +310,8 @@ void ConfigBuilder::set(const std::string& key, const std::string& text, const s
 void ConfigBuilder::set_assignment(const std::string& assignment) {
   const size_t equals = assignment.find('=');
   if (equals == std::string::npos || equals == 0)
-    throw UsageError(cat("--set {}: expects section.key=value, for example --set train.seed=1", assignment));
+    throw UsageError(
+        cat("--set {}: expects section.key=value, for example --set train.seed=1", printable(assignment, 200)));
   set(assignment.substr(0, equals), assignment.substr(equals + 1), "--set");
 }
 

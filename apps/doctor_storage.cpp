@@ -147,10 +147,10 @@ std::vector<Finding> examine_data(const std::string& spec, int threads, double s
       } catch (const Error&) { ++bad; }
     }
   };
-  std::vector<std::thread> others;
+  std::vector<std::jthread> others;
   for (int t = 1; t < threads; ++t) others.emplace_back(work);
   work();
-  for (std::thread& t : others) t.join();
+  for (std::jthread& t : others) t.join();
   const double rate = static_cast<double>(read) / since(start);
   const bool decodes = !data->in_memory();
 

@@ -39,7 +39,7 @@ class EncodedSet : public FeatureSet {
 nlohmann::json metadata_json(const Metadata& metadata, const std::string& key) {
   const auto found = metadata.find(key);
   if (found == metadata.end()) return {};
-  const nlohmann::json value = nlohmann::json::parse(found->second, nullptr, false);
+  const nlohmann::json value = parse_json(found->second);
   return value.is_discarded() ? nlohmann::json() : value;
 }
 

@@ -87,9 +87,11 @@ int import_state(const Options& o, const SafetensorsFile& file) {
     throw UsageError(cat("{} is a whole checkpoint: it takes neither --set nor --prefix", o.file));
   CheckpointContent content;
   try {
-    content.step = std::stoll(file.metadata().at(kStateStep));
-    content.epoch = std::stoll(file.metadata().at(kStateEpoch));
-    content.user = nlohmann::json::parse(file.metadata().at(kStateUser));
+    const auto metadata = [&](const char* key) { return parse_json(file.metadata().at(key)); };
+    content.step = whole_number<int64_t>(metadata(kStateStep));
+    content.epoch = whole_number<int64_t>(metadata(kStateEpoch));
+    content.user = metadata(kStateUser);
+    if (!content.user.is_object()) throw Error("no manifest");
   } catch (const std::exception&) { throw Error(cat("{}: its metadata name no step, epoch and manifest", o.file)); }
   std::vector<NamedArray> arrays;
   for (const std::string& name : file.names()) arrays.push_back(file.read(name));

@@ -127,8 +127,7 @@ Findings inspect_run(const Options& o) {
     const std::string text = read_text_file(run / "metrics.jsonl", kMostTextBytes);
     for (size_t at = 0; at < text.size();) {
       const size_t end = std::min(text.find('\n', at), text.size());
-      const auto line = nlohmann::json::parse(text.begin() + static_cast<std::ptrdiff_t>(at),
-                                              text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
+      const auto line = parse_json(std::string_view(text).substr(at, end - at));
       ++lines;
       if (!line.is_object() || !line.contains("kind") || !line["kind"].is_string())
         ++torn;

@@ -1,20 +1,39 @@
 // csml: contrastive pretraining of image encoders, and everything around it, in one binary.
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
-#include <cstdio>
 #include <new>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "apps/command.h"
 #include "engine/comm.h"
 #include "engine/nearest.h"
+#include "engine/text.h"
 #include "kernels/check.h"
 #include "version.h"
 
 namespace csml {
 namespace {
+
+constexpr size_t kMostMessageBytes = 4000;
+
+/// What the shell or a service left closed, full or gone shall not decide how a command ends.
+void prepare_process() {
+  // A closed 0, 1 or 2 would become the number of the next file that is opened, and log lines would land in it. Standard
+  // output that was closed is opened for reading: writing to it still fails and is told.
+  for (int number = STDIN_FILENO; number <= STDERR_FILENO; ++number)
+    if (::fcntl(number, F_GETFD) < 0 && errno == EBADF && ::open("/dev/null", O_RDONLY) != number) ::_exit(1);
+  // Writing to a pipe without a reader and beyond ulimit -f then fails with an error that is handled where it happens.
+  ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);
+}
 
 int failed(int code, std::string message) {
   std::replace(message.begin(), message.end(), '\n', ' ');
@@ -27,7 +46,8 @@ int failed(int code, std::string message) {
     }
   } catch (const UsageError&) {  // the message is about the environment, then
   }
-  fmt::print(stderr, "csml: {}{}\n", rank, message);
+  const std::string line = cat("csml: {}{}\n", rank, printable(message, kMostMessageBytes));
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
   return code;
 }
 
@@ -90,7 +110,7 @@ int run(int argc, char** argv) {
     std::vector<std::string> names;
     for (const auto& [command, execute] : commands) names.push_back(command->get_name());
     if (std::find(names.begin(), names.end(), argv[1]) == names.end()) {
-      return failed(2, cat("unknown command {}{}", argv[1],
+      return failed(2, cat("unknown command {}{}", printable(argv[1], 200),
                            suggestion(argv[1], names, cat("; known are {}", fmt::join(names, ", ")))));
     }
   }
@@ -109,11 +129,19 @@ int run(int argc, char** argv) {
 }  // namespace csml
 
 int main(int argc, char** argv) {
+  csml::prepare_process();
   try {
     return csml::run(argc, argv);
   } catch (const csml::UsageError& e) { return csml::failed(2, e.what()); } catch (const csml::Error& e) {
     return csml::failed(1, e.what());
   } catch (const std::bad_alloc&) {
     return csml::failed(1, "out of memory; a smaller batch, queue or data set needs less");
+  } catch (const std::system_error& e) {
+    if (e.code() != std::errc::resource_unavailable_try_again)
+      return csml::failed(1, csml::cat("unexpected failure: {}", e.what()));
+    return csml::failed(
+        1,
+        "no further thread can be made; raise the limit of processes (ulimit -u, or the container's pids "
+        "limit) or lower data.workers and train.threads");
   } catch (const std::exception& e) { return csml::failed(1, csml::cat("unexpected failure: {}", e.what())); }
 }

@@ -17,27 +17,32 @@ namespace csml {
 
 namespace {
 
-constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1};
+constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1, SIGHUP};
 constexpr int64_t kSameMilliseconds = 1000;
 
 // What the handler may touch.
 std::atomic<bool> g_asked{false};
 std::atomic<int64_t> g_first{0};  // milliseconds of the monotonic clock; 0: none came
+std::atomic<bool> g_over{false};  // the object is gone, the process is about to exit
 sem_t g_came;
 static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free);
 
-void on_signal(int number) {
-  const int code = errno;
+int64_t milliseconds() {
   timespec now{};
   ::clock_gettime(CLOCK_MONOTONIC, &now);
-  const int64_t time = int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
+  return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
+}
+
+void on_signal(int number) {
+  const int code = errno;
+  const int64_t time = milliseconds();
   int64_t first = 0;
   if (g_first.compare_exchange_strong(first, time)) {
     g_asked.store(true);
     ::sem_post(&g_came);
   } else if (time - first >= kSameMilliseconds) {
     constexpr char kLine[] = "csml: a second signal: ended at once, without a checkpoint of the last steps\n";
-    [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kLine, sizeof kLine - 1);
+    if (!g_over.load()) { [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kLine, sizeof kLine - 1); }
     ::signal(number, SIG_DFL);
     ::raise(number);  // takes effect when this handler returns
   }
@@ -51,17 +56,32 @@ StopSignals::StopSignals(int rank, int size, double seconds)
   CHECK(::sem_init(&g_came, 0, 0) == 0, "no semaphore: {}", std::strerror(errno));
   g_asked = false;
   g_first = 0;
+  g_over = false;
   thread_ = std::thread([this] { watch(); });
   for (const int number : kSignals) {
     struct sigaction action {};
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART;
+    struct sigaction before {};
+    ::sigaction(number, nullptr, &before);
+    if (number == SIGHUP && before.sa_handler == SIG_IGN) continue;  // nohup
     ::sigaction(number, &action, nullptr);
   }
 }
 
 StopSignals::~StopSignals() {
-  for (const int number : kSignals) ::signal(number, SIG_DFL);
+  if (g_asked) {
+    // The exit code of a stop is on its way: a signal that comes twice must not replace it. Should the exit hang, a later
+    // one ends the process.
+    g_over = true;
+    g_first = milliseconds();
+  } else {
+    for (const int number : kSignals) {
+      struct sigaction now {};
+      ::sigaction(number, nullptr, &now);
+      if (now.sa_handler == on_signal) ::signal(number, SIG_DFL);
+    }
+  }
   {
     const std::lock_guard lock(mutex_);
     quit_ = true;

@@ -1,4 +1,4 @@
-// StopSignals: SIGTERM, SIGINT and SIGUSR1 ask a run to stop; a second one, or too long a wait, ends the process at
+// StopSignals: SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask a run to stop; a second one, or too long a wait, ends the process at
 // once.
 #pragma once
 
@@ -11,7 +11,8 @@
 namespace csml {
 
 /// One is alive at a time. A signal less than a second after the first counts as the same one: launchers and terminals
-/// deliver some twice.
+/// deliver some twice. SIGHUP stays ignored where it was (nohup). After a stop, a signal within a second of the
+/// destructor does nothing: the process is exiting.
 class StopSignals {
  public:
   /// `seconds`: from a signal to the end of this object; past it the process prints what it was doing and exits with

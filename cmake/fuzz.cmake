@@ -54,7 +54,8 @@ if(CSML_FUZZ)
     engine/checkpoint.cpp
     engine/file.cpp
     engine/nearest.cpp
-    engine/safetensors.cpp)
+    engine/safetensors.cpp
+    engine/text.cpp)
   target_compile_options(csml_parsers PRIVATE ${NATIVE_FLAGS})
   target_link_libraries(csml_parsers PUBLIC nlohmann_json::nlohmann_json PRIVATE JPEG::JPEG ZLIB::ZLIB csml_xxhash csml_stb)
 endif()

@@ -77,7 +77,7 @@ bool is_junk(const std::string& name) {
 std::string reason_of(const fs::path& file) {
   std::string suffix = file.extension().string();
   std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return std::tolower(c); });
-  return suffix.empty() ? "without suffix" : printable(suffix);
+  return suffix.empty() ? "without suffix" : printable(suffix, 200);
 }
 
 bool hidden(const fs::path& path) { return path.filename().string().starts_with('.'); }
@@ -183,7 +183,7 @@ Layout find_layout(const DatasetSpec& spec, LeftOut& left_out) {
   }
   for (const std::string& name : names)
     if (name != "train" && std::find(kTest.begin(), kTest.end(), name) == kTest.end())
-      ++left_out[cat("folder {} beside train/", printable(name))];
+      ++left_out[cat("folder {} beside train/", printable(name, 200))];
   if (!spec.test) return {root / "train", root / "train"};
   for (const std::string& name : kTest)  // ImageNet's test images have no labels: val goes first
     if (has(name)) return {root / name, root / "train"};

@@ -15,7 +15,8 @@
 namespace csml {
 
 /// B: a batch. Scratch: what one thread reuses. Work is cut into chunks of positions inside a batch; who fills which
-/// chunk does not matter to the result. Without workers next() fills the batch itself.
+/// chunk does not matter to the result. Without workers next() fills the batch itself. The constructor throws
+/// std::system_error where a thread cannot be made.
 template <class B, class Scratch>
 class Pipeline {
  public:
@@ -26,15 +27,14 @@ class Pipeline {
 
   Pipeline(int workers, int depth, int chunk, Work work)
       : work_(std::move(work)), chunk_(chunk), slots_(static_cast<size_t>(std::max(depth, 1))) {
-    for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { run(); });
-  }
-  ~Pipeline() {
-    {
-      const std::lock_guard lock(mutex_);
-      quit_ = true;
+    try {
+      for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { run(); });
+    } catch (...) {
+      quit();  // those that were started are joined now
+      throw;
     }
-    work_ready_.notify_all();
   }
+  ~Pipeline() { quit(); }
   Pipeline(const Pipeline&) = delete;
   Pipeline& operator=(const Pipeline&) = delete;
 
@@ -98,6 +98,13 @@ class Pipeline {
     int count = 0, missing = 0;  // positions of the batch; those not filled yet
   };
 
+  void quit() {
+    {
+      const std::lock_guard lock(mutex_);
+      quit_ = true;
+    }
+    work_ready_.notify_all();
+  }
   int64_t depth() const { return static_cast<int64_t>(slots_.size()); }
   Slot& slot_of(int64_t number) { return slots_[static_cast<size_t>(number % depth())]; }
 

@@ -125,7 +125,7 @@ void collect(const std::string& path, size_t shard, std::vector<Stored>& images,
       // webdataset takes all from the first dot on as the kind: 22.05.jpg is of the kind .05.jpg
       ++left_out[is_image_name(kind)
                      ? "images with a second dot in their name (webdataset reads the name up to the first)"
-                     : printable(kind)];
+                     : printable(kind, 200)];
       continue;
     }
     const auto [at, fresh] = samples.try_emplace(key);

@@ -27,6 +27,7 @@ constexpr const char* kModel = "model.safetensors";
 constexpr const char* kState = "state.safetensors";
 constexpr const char* kFolder = "checkpoints";
 constexpr const char* kLatest = "latest";
+constexpr int64_t kMostSteps = int64_t{1} << 53;  // so that counting on overflows nothing
 constexpr const char* kAside = ".tmp-";
 constexpr size_t kMostManifestBytes = 16 << 20;
 
@@ -159,6 +160,9 @@ Checkpoint open_checkpoint(const fs::path& folder) {
   try {
     checkpoint.step = whole_number<int64_t>(manifest.at("step"));
     checkpoint.epoch = whole_number<int64_t>(manifest.at("epoch"));
+    if (checkpoint.step < 0 || checkpoint.step > kMostSteps || checkpoint.epoch < 0 || checkpoint.epoch > kMostSteps)
+      throw Error(cat("{}: step {} or epoch {} is outside 0 to {}; the file is damaged", (folder / kManifest).string(),
+                      checkpoint.step, checkpoint.epoch, kMostSteps));
     checkpoint.milestone = manifest.at("milestone").get<bool>();
     checkpoint.user = manifest.at("user");
     files = manifest.at("files");
@@ -176,6 +180,8 @@ Checkpoint open_checkpoint(const fs::path& folder) {
   } catch (const json::exception&) {
     throw Error(cat("{}: an entry is missing or of the wrong type", (folder / kManifest).string()));
   }
+  if (!checkpoint.user.is_object())
+    throw Error(cat("{}: an entry is missing or of the wrong type", (folder / kManifest).string()));
   checkpoint.model();
   checkpoint.state();
   return checkpoint;
@@ -245,7 +251,9 @@ CheckpointStore::CheckpointStore(fs::path run, Options options)
 }
 
 fs::path CheckpointStore::save(const CheckpointContent& content) {
-  CHECK(content.step >= 0, "a checkpoint's step must not be negative, got {}", content.step);
+  if (content.step < 0 || content.step > kMostSteps || content.epoch < 0 || content.epoch > kMostSteps)
+    throw Error(
+        cat("a checkpoint of step {} and epoch {}: both must be 0 to {}", content.step, content.epoch, kMostSteps));
   const std::string name = folder_name(content.step);
   const fs::path folder = folder_ / name;
   write_checkpoint(folder, content);

@@ -3,13 +3,16 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <fstream>
+#include <optional>
+#include <string_view>
 
+#include "engine/json.h"
 #include "engine/log.h"
 
 namespace csml {
@@ -84,16 +87,22 @@ std::string summary(const json& object, const std::string& prefix) {
 
 /// The record of a line; empty for a line without numbers.
 std::string record_of(json line) {
-  if (!line.is_object() || !line.value("step", json()).is_number_integer()) return "";
-  const int64_t step = line["step"].get<int64_t>();
+  const std::optional<int64_t> step = step_of_line(line);
+  if (!step) return "";
   const double time = line.value("time", json()).is_number() ? line["time"].get<double>() : now();
-  std::string kind = line.value("kind", std::string("run"));
-  if (kind == "event") kind = line.value("event", kind);
+  const auto text_of = [&line](const char* key, const std::string& otherwise) {
+    const auto found = line.find(key);
+    return found != line.end() && found->is_string() ? found->get<std::string>() : otherwise;
+  };
+  std::string kind = text_of("kind", "run");
+  if (kind == "event") kind = text_of("event", kind);
   for (const char* key : {"step", "epoch", "time"}) line.erase(key);
   const std::string values = summary(line, kind + "/");
   if (values.empty()) return "";
-  return record(event(time, field(2, kVarint, varint(static_cast<uint64_t>(step))) + field(5, kBytes, values)));
+  return record(event(time, field(2, kVarint, varint(static_cast<uint64_t>(*step))) + field(5, kBytes, values)));
 }
+
+constexpr size_t kMostMetricsBytes = size_t{1} << 32;
 
 void write_all(int file, const std::string& bytes, const fs::path& path) {
   for (size_t done = 0; done < bytes.size();) {
@@ -105,6 +114,16 @@ void write_all(int file, const std::string& bytes, const fs::path& path) {
 }
 
 }  // namespace
+
+std::string event_records(std::string_view lines) {
+  std::string records;
+  for (size_t at = 0; at < lines.size();) {
+    const size_t end = std::min(lines.find('\n', at), lines.size());
+    records += record_of(parse_json(lines.substr(at, end - at)));
+    at = end + 1;
+  }
+  return records;
+}
 
 EventLog::EventLog(const fs::path& folder, const fs::path& metrics) {
   std::error_code error;
@@ -119,8 +138,9 @@ EventLog::EventLog(const fs::path& folder, const fs::path& metrics) {
   if (!file_) throw_errno("open", path_);
 
   std::string history = record(event(now(), field(3, kBytes, "brain.Event:2")));
-  std::ifstream in(metrics);
-  for (std::string text; std::getline(in, text);) history += record_of(json::parse(text, nullptr, false));
+  std::error_code absent;
+  const std::string lines = fs::exists(metrics, absent) ? read_text_file(metrics, kMostMetricsBytes) : "";
+  history += event_records(lines);
   write_all(file_.get(), history, path_);
   for (const fs::directory_entry& entry : fs::directory_iterator(folder))
     if (entry.path() != path_ && entry.path().filename().string().starts_with("events.out.tfevents."))

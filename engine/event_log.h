@@ -11,11 +11,15 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <thread>
 
 #include "engine/file.h"
 
 namespace csml {
+
+/// The records of lines of metrics.jsonl as EventLog writes them. Lines that are no objects with a "step" have none.
+std::string event_records(std::string_view lines);
 
 /// metrics.jsonl once more, as an event file: its lines so far when it is opened, then every line it is given. A run
 /// that is resumed starts a new file with the whole history and removes those of earlier starts, so that what is there

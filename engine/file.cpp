@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -70,6 +71,23 @@ struct HashState {
   std::string hex() const { return hex_of(XXH3_128bits_digest(state)); }
   XXH3_state_t* state;
 };
+
+/// Where `path` leads through symbolic links, to a file that need not exist yet.
+std::filesystem::path named_by_links(std::filesystem::path path) {
+  namespace fs = std::filesystem;
+  constexpr int kMost = 40;  // as Linux allows
+  std::error_code error;
+  for (int i = 0; fs::is_symlink(path, error); ++i) {
+    if (i == kMost) {
+      errno = ELOOP;
+      throw_errno("follow the link", path);
+    }
+    const fs::path target = fs::read_symlink(path, error);
+    if (error) break;
+    path = path.parent_path() / target;
+  }
+  return path;
+}
 
 }  // namespace
 
@@ -147,14 +165,34 @@ void sync_directory(const std::filesystem::path& folder) {
 
 struct AtomicFile::Hash : HashState {};
 
-AtomicFile::AtomicFile(std::filesystem::path path)
-    : path_(std::move(path)), aside_(path_.string() + cat(".tmp-{}", ::getpid())), hash_(std::make_unique<Hash>()) {
-  file_ = FileDescriptor(::open(aside_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)), hash_(std::make_unique<Hash>()) {
+  path_ = named_by_links(path_);
+  struct stat there {};
+  const bool replaces = ::stat(path_.c_str(), &there) == 0;
+  if (replaces && S_ISDIR(there.st_mode)) {
+    errno = EISDIR;
+    throw_errno("write", path_);
+  }
+  if (replaces && !S_ISREG(there.st_mode)) {
+    file_ = FileDescriptor(::open(path_.c_str(), O_WRONLY | O_CLOEXEC | O_NOCTTY));
+    if (!file_) throw_errno("open", path_);
+    return;
+  }
+  constexpr int kTries = 100;
+  for (int i = 0; i < kTries && !file_; ++i) {
+    uint64_t random = 0;
+    if (::getrandom(&random, sizeof random, 0) != sizeof random) throw_errno("draw a name for a file beside", path_);
+    aside_ = path_.string() + cat(".tmp-{:016x}", random);
+    file_ = FileDescriptor(::open(aside_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666));
+    if (!file_ && errno != EEXIST) throw_errno("create", aside_);
+  }
   if (!file_) throw_errno("create", aside_);
+  // Where permissions cannot be kept (some network file systems) the file is still better written than not.
+  if (replaces) { [[maybe_unused]] const int kept = ::fchmod(file_.get(), there.st_mode & 0777); }
 }
 
 AtomicFile::~AtomicFile() {
-  if (file_) ::unlink(aside_.c_str());
+  if (file_ && !aside_.empty()) ::unlink(aside_.c_str());
 }
 
 void AtomicFile::write(const void* data, size_t bytes) {
@@ -173,6 +211,10 @@ void AtomicFile::write(const void* data, size_t bytes) {
 }
 
 FileDigest AtomicFile::commit() {
+  if (aside_.empty()) {
+    file_.close();
+    return {bytes_, hash_->hex()};
+  }
   if (::fsync(file_.get()) != 0) throw_errno("flush", path_);
   if (::rename(aside_.c_str(), path_.c_str()) != 0) throw_errno("rename a file into place as", path_);
   file_.close();

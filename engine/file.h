@@ -52,9 +52,10 @@ void read_file_part(const std::filesystem::path& path, uint64_t offset, void* da
 /// Flushes a folder's entries (creations and renames in it) to disk. Throws Error.
 void sync_directory(const std::filesystem::path& folder);
 
-/// Writes `path` aside as "<path>.tmp-<pid>"; commit() flushes it to disk and renames it into place. Until then, and
-/// after any failure, `path` is untouched and the file aside is removed by the destructor. Permissions follow the
-/// umask.
+/// Writes `path` aside as "<path>.tmp-<random>", a file that nobody else can have made; commit() flushes it to disk and
+/// renames it into place. Until then, and after any failure, `path` is untouched and the file aside is removed by the
+/// destructor. A file that is replaced hands on its permissions, a new one's follow the umask. A symbolic link stays and
+/// the file it names is replaced. Devices and pipes are written to and never replaced; a folder is refused.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);
@@ -67,7 +68,7 @@ class AtomicFile {
 
  private:
   struct Hash;
-  std::filesystem::path path_, aside_;
+  std::filesystem::path path_, aside_;  // aside_ is empty where path_ is a device or a pipe
   FileDescriptor file_;
   std::unique_ptr<Hash> hash_;
   uint64_t bytes_ = 0;

@@ -4,6 +4,7 @@
 #include <concepts>
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -35,6 +36,15 @@ T whole_number(const nlohmann::json& value) {
     if (std::in_range<T>(number)) return static_cast<T>(number);
   }
   throw nlohmann::json::type_error::create(302, "not a whole number of its range", &value);
+}
+
+/// The "step" of a line of metrics.jsonl; nothing for what is no object with a whole number of that range.
+inline std::optional<int64_t> step_of_line(const nlohmann::json& line) {
+  try {
+    if (line.is_object()) return whole_number<int64_t>(line.at("step"));
+  } catch (const nlohmann::json::exception&) {  // another kind of line
+  }
+  return std::nullopt;
 }
 
 /// JSON as text on one line; bytes that are not UTF-8 (of a file's name) are replaced.

@@ -6,8 +6,12 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <fstream>
 #include <mutex>
+#include <optional>
+#include <string_view>
+
+#include "engine/json.h"
+#include "engine/text.h"
 
 namespace csml {
 
@@ -16,6 +20,9 @@ using nlohmann::json;
 namespace {
 
 constexpr double kRateWindowSeconds = 30;
+constexpr size_t kMostLineBytes = 4000;  // of a line on standard error
+constexpr off_t kBlockBytes = 1 << 16;
+constexpr size_t kMostMetricsBytes = size_t{1} << 32;
 
 struct Console {
   std::mutex mutex;
@@ -41,7 +48,7 @@ void put_line(const char* level, const std::string& line) {
   std::string text = c.line_open ? kWipe : "";
   c.line_open = false;
   if (c.size > 1) text += cat("[rank {}] ", c.rank);
-  put(text + level + line + "\n");
+  put(text + level + printable(line, kMostLineBytes) + "\n");
 }
 
 std::string rate_text(double rate) {
@@ -57,10 +64,16 @@ void MetricsLog::open() {
   if (!file_) throw_errno("open", path_);
   const off_t size = ::lseek(file_.get(), 0, SEEK_END);
   if (size < 0) throw_errno("read", path_);
+  // A torn last line is cut off: back to the newest newline, in blocks.
   off_t end = size;
-  for (char last = '\0'; end > 0; --end) {
-    if (::pread(file_.get(), &last, 1, end - 1) != 1) throw_errno("read", path_);
-    if (last == '\n') break;
+  std::string block;
+  while (end > 0) {
+    const off_t start = std::max<off_t>(0, end - kBlockBytes);
+    block.resize(static_cast<size_t>(end - start));
+    read_file_part(file_, path_, static_cast<uint64_t>(start), block.data(), block.size());
+    const size_t newline = block.rfind('\n');
+    end = newline == std::string::npos ? start : start + static_cast<off_t>(newline) + 1;
+    if (newline != std::string::npos) break;
   }
   if (end != size && ::ftruncate(file_.get(), end) != 0) throw_errno("repair", path_);
 }
@@ -87,16 +100,17 @@ void MetricsLog::write(json line) {
 int64_t MetricsLog::truncate_after_step(int64_t step) {
   AtomicFile kept(path_);
   int64_t dropped = 0;
-  std::ifstream in(path_);
-  for (std::string text; std::getline(in, text);) {
-    const json line = json::parse(text, nullptr, false);
-    const auto found = line.is_object() ? line.find("step") : line.end();
-    if (found == line.end() || !found->is_number_integer() || found->get<int64_t>() > step) {
+  const std::string all = read_text_file(path_, kMostMetricsBytes);
+  for (size_t at = 0; at < all.size();) {
+    const size_t end = std::min(all.find('\n', at), all.size());
+    const std::string_view text = std::string_view(all).substr(at, end - at);
+    at = end + 1;
+    if (const std::optional<int64_t> found = step_of_line(parse_json(text)); !found || *found > step) {
       ++dropped;
       continue;
     }
-    text += '\n';
     kept.write(text.data(), text.size());
+    kept.write("\n", 1);
   }
   if (dropped > 0) {
     kept.commit();

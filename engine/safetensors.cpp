@@ -10,6 +10,8 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "engine/text.h"
+
 namespace csml {
 
 namespace {
@@ -30,15 +32,6 @@ const char* safetensors_name(DType dtype) {
   for (const DTypeName& entry : kDTypeNames)
     if (entry.dtype == dtype) return entry.name;
   throw Error(cat("dtype {} has no safetensors name", name_of(dtype)));
-}
-
-/// Untrusted text for an error line: quoted, short, printable.
-std::string printable(const std::string& text) {
-  size_t end = std::min<size_t>(text.size(), 80);
-  while (end < text.size() && end > 0 && (text[end] & 0xC0) == 0x80) --end;  // not inside a UTF-8 character
-  std::string shown = "'";
-  for (char c : text.substr(0, end)) shown += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
-  return shown + (end < text.size() ? "…'" : "'");
 }
 
 Shape shape_of(std::span<const int64_t> d) {
@@ -93,11 +86,11 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       const bool first = key == kMetadataKey ? !std::exchange(metadata_seen_, true) : !header_.arrays.contains(key);
       if (!first) fail("is named twice in the header");
     } else if (place_ == Place::metadata) {
-      if (header_.metadata.contains(key)) fail(cat("has the key {} twice", printable(key)));
+      if (header_.metadata.contains(key)) fail(cat("has the key {} twice", quote(key)));
     } else {
       bool* seen = key == "dtype" ? &dtype_seen_ : key == "shape" ? &shape_seen_ : nullptr;
       if (key == "data_offsets") seen = &offsets_seen_;
-      if (!seen) fail(cat("has the unknown key {}", printable(key)));
+      if (!seen) fail(cat("has the unknown key {}", quote(key)));
       if (std::exchange(*seen, true)) fail(cat("has the key '{}' twice", key));
     }
     key_ = key;
@@ -115,7 +108,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
         dtype_ = entry.dtype;
         return true;
       }
-    fail(cat("has the dtype {}; supported are F32, F64, BF16, F16, U8, I32 and I64", printable(value)));
+    fail(cat("has the dtype {}; supported are F32, F64, BF16, F16, U8, I32 and I64", quote(value)));
   }
 
   bool start_array(std::size_t) override {
@@ -165,7 +158,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
   [[noreturn]] void fail(const std::string& what) const {
     if (place_ == Place::outside) throw Error(cat("{}: the header is no JSON object", file_));
-    throw Error(cat("{}: array {} {}", file_, printable(name_), what));
+    throw Error(cat("{}: array {} {}", file_, quote(name_), what));
   }
 
   void finish_array() {
@@ -225,9 +218,9 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_
   uint64_t covered = 0;
   for (const auto& [info, name] : by_offset) {
     CHECK(info->offset == covered, "{}: array {} starts at byte {} of the data, the one before ends at byte {}", file,
-          printable(*name), info->offset, covered);
+          quote(*name), info->offset, covered);
     CHECK(info->bytes <= data_bytes - covered, "{}: array {} ends behind the end of the file, which is cut off", file,
-          printable(*name));
+          quote(*name));
     covered += info->bytes;
   }
   CHECK(covered == data_bytes, "{}: the arrays cover {} bytes of data, the file holds {}", file, covered, data_bytes);
@@ -266,14 +259,14 @@ std::vector<std::string> SafetensorsFile::names() const {
 
 const ArrayInfo& SafetensorsFile::info(const std::string& name) const {
   const auto found = header_.arrays.find(name);
-  CHECK(found != header_.arrays.end(), "{}: no array named {}", path_.string(), printable(name));
+  CHECK(found != header_.arrays.end(), "{}: no array named {}", path_.string(), quote(name));
   return found->second;
 }
 
 void SafetensorsFile::read(const std::string& name, void* destination, size_t bytes) const {
   const ArrayInfo& array = info(name);
-  CHECK(array.bytes == bytes, "{}: array {} has {} bytes ({} of {}), {} were asked for", path_.string(),
-        printable(name), array.bytes, array.shape.text(), name_of(array.dtype), bytes);
+  CHECK(array.bytes == bytes, "{}: array {} has {} bytes ({} of {}), {} were asked for", path_.string(), quote(name),
+        array.bytes, array.shape.text(), name_of(array.dtype), bytes);
   read_at(file_, destination, bytes, data_start_ + array.offset, path_);
 }
 
@@ -288,11 +281,11 @@ void SafetensorsFile::read_rows(const std::string& name, int64_t first, int64_t 
                                 size_t bytes) const {
   const ArrayInfo& array = info(name);
   CHECK(array.shape.rank() > 0 && first >= 0 && count >= 0 && first <= array.shape[0] - count,
-        "{}: array {} is {}, {} rows from row {} on were asked for", path_.string(), printable(name),
-        array.shape.text(), count, first);
+        "{}: array {} is {}, {} rows from row {} on were asked for", path_.string(), quote(name), array.shape.text(),
+        count, first);
   const size_t row = static_cast<size_t>(array.shape.row_size()) * size_of(array.dtype);
   CHECK(bytes == row * static_cast<size_t>(count), "{}: {} rows of array {} have {} bytes, {} were asked for",
-        path_.string(), count, printable(name), row * static_cast<size_t>(count), bytes);
+        path_.string(), count, quote(name), row * static_cast<size_t>(count), bytes);
   read_at(file_, destination, bytes, data_start_ + array.offset + row * static_cast<size_t>(first), path_);
 }
 
@@ -313,12 +306,12 @@ FileDigest write_safetensors(const std::filesystem::path& path, std::span<const 
   std::string text;
   for (const HostArray* array : order) {
     CHECK(!std::exchange(seen[array->name], true), "{}: the name {} is used twice or reserved", path.string(),
-          printable(array->name));
+          quote(array->name));
     std::vector<int64_t> extents;
     for (int i = 0; i < array->shape.rank(); ++i) extents.push_back(array->shape[i]);
     const std::optional<uint64_t> bytes = checked_bytes(extents, array->dtype);
-    CHECK(bytes, "{}: array {} has a shape whose size overflows", path.string(), printable(array->name));
-    CHECK(*bytes == 0 || array->data, "{}: array {} has no data", path.string(), printable(array->name));
+    CHECK(bytes, "{}: array {} has a shape whose size overflows", path.string(), quote(array->name));
+    CHECK(*bytes == 0 || array->data, "{}: array {} has no data", path.string(), quote(array->name));
     sizes.push_back(*bytes);
     // Appended without the linear search of operator[]; the names were checked above.
     header.get_ref<nlohmann::ordered_json::object_t&>().emplace_back(

@@ -4,29 +4,55 @@
 
 namespace csml {
 
-std::string printable(std::string_view text) {
-  constexpr size_t kMost = 200;
-  const bool cut = text.size() > kMost;
-  if (cut) {
-    text = text.substr(0, kMost);
-    const auto continues = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; };
-    while (!text.empty() && continues(text.back())) text.remove_suffix(1);
-    if (!text.empty() && static_cast<unsigned char>(text.back()) >= 0xC0) text.remove_suffix(1);
-  }
-  std::string out;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const auto byte = static_cast<unsigned char>(text[i]);
-    const auto next = static_cast<unsigned char>(i + 1 < text.size() ? text[i + 1] : 0);
-    if (byte < 0x20 || byte == 0x7F) {
-      out += fmt::format("\\x{:02X}", byte);
-    } else if (byte == 0xC2 && next >= 0x80 && next < 0xA0) {  // the control characters U+0080 to U+009F
-      out += fmt::format("\\x{:02X}", next);
-      ++i;
-    } else {
-      out += text[i];
-    }
-  }
-  return cut ? out + "…" : out;
+namespace {
+
+unsigned char byte_at(std::string_view text, size_t at) {
+  return at < text.size() ? static_cast<unsigned char>(text[at]) : 0;
 }
+
+/// Bytes of the UTF-8 character at `at` (RFC 3629: shortest form, no surrogates, at most U+10FFFF); 0: there is none.
+size_t character_bytes(std::string_view text, size_t at) {
+  const unsigned char first = byte_at(text, at), second = byte_at(text, at + 1);
+  if (first < 0x80) return 1;
+  const size_t bytes = first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
+  for (size_t i = 1; i < bytes; ++i)
+    if ((byte_at(text, at + i) & 0xC0) != 0x80) return 0;
+  const bool wrong = (first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) ||
+                     (first == 0xF0 && second < 0x90) || (first == 0xF4 && second > 0x8F);
+  return wrong ? 0 : bytes;
+}
+
+bool steers(std::string_view character) {
+  const unsigned char a = byte_at(character, 0), b = byte_at(character, 1), c = byte_at(character, 2);
+  if (a < 0x20 || a == 0x7F) return true;
+  if (a == 0xC2 && b < 0xA0) return true;                             // C1
+  if (a == 0xE2 && b == 0x80 && c >= 0xA8 && c <= 0xAE) return true;  // separators of lines, directions
+  return a == 0xE2 && b == 0x81 && c >= 0xA6 && c <= 0xA9;            // isolated directions
+}
+
+}  // namespace
+
+std::string printable(std::string_view text, size_t most, bool lines) {
+  std::string shown;
+  for (size_t at = 0; at < text.size();) {
+    const size_t bytes = character_bytes(text, at);
+    const std::string_view character = text.substr(at, bytes == 0 ? 1 : bytes);
+    std::string next(character);
+    if (!(lines && character == "\n") && (bytes == 0 || steers(character))) {
+      next.clear();
+      for (const char c : character)
+        next += c == '\n'   ? "\\n"
+                : c == '\t' ? "\\t"
+                : c == '\r' ? "\\r"
+                            : cat("\\x{:02X}", static_cast<unsigned char>(c));
+    }
+    if (next.size() > most || shown.size() > most - next.size()) return shown + "…";
+    shown += next;
+    at += character.size();
+  }
+  return shown;
+}
+
+std::string quote(std::string_view text) { return "'" + printable(text, 200) + "'"; }
 
 }  // namespace csml

@@ -6,6 +6,8 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "engine/text.h"
+
 namespace csml {
 
 namespace {
@@ -93,11 +95,11 @@ std::vector<std::string> from_host(const Params& params, const std::vector<Named
     for (const Params::Entry& e : entries) {
       const std::string name = prefix + e.name;
       const auto found = by_name.find(name);
-      if (found == by_name.end()) throw Error(cat("weights lack '{}': they are of another architecture", name));
+      if (found == by_name.end()) throw Error(cat("weights lack {}: they are of another architecture", quote(name)));
       const NamedArray& a = *found->second;
       if (!(a.shape == torch_shape(e)))
-        throw Error(cat("'{}' has shape {} where this network has {}: the weights are of another architecture", name,
-                        a.shape.text(), torch_shape(e).text()));
+        throw Error(cat("{} has shape {} where this network has {}: the weights are of another architecture",
+                        quote(name), a.shape.text(), torch_shape(e).text()));
       CHECK(a.dtype == DType::f32, "'{}' is {}; weights must be f32", name, name_of(a.dtype));
       std::vector<float> given(static_cast<size_t>(e.shape.size()));
       std::memcpy(given.data(), a.data.data(), a.data.size());

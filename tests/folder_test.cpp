@@ -134,11 +134,14 @@ TEST_CASE("labels are compared by the names of their classes") {
 
 TEST_CASE("text from outside is made printable, and cut between characters") {
   CHECK(printable("plain é.jpg") == "plain é.jpg");
-  CHECK(printable("a\x1B[2Jb\n\x7F") == "a\\x1B[2Jb\\x0A\\x7F");
+  CHECK(printable("a\x1B[2Jb\n\x7F") == "a\\x1B[2Jb\\n\\x7F");
   CHECK(printable("\xC2\x9B"
-                  "31m") == "\\x9B31m");  // a control sequence's introducer of one character
+                  "31m") == "\\xC2\\x9B31m");                      // a control sequence's introducer of one character
+  CHECK(printable("\xFF\xE2\x80\xAE") == "\\xFF\\xE2\\x80\\xAE");  // no UTF-8; turns the direction of writing
+  CHECK(printable("a\nb", 200, true) == "a\nb");
   std::string longer(199, 'x');
   longer += "éé";
-  CHECK(printable(longer) == std::string(199, 'x') + "…");
-  CHECK(printable(std::string(5000, 'y')).size() == 200 + std::string("…").size());
+  CHECK(printable(longer, 200) == std::string(199, 'x') + "…");
+  CHECK(printable(std::string(5000, 'y'), 200) == std::string(200, 'y') + "…");
+  CHECK(quote("it") == "'it'");
 }

@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "csml/config/table.h"
+#include "engine/json.h"
+#include "engine/text.h"
 #include "kernels/check.h"
 
 namespace csml {
@@ -16,12 +18,15 @@ using nlohmann::json;
 /// A float as the shortest decimal that reads back as the same float: 0.2, not 0.20000000298.
 double decimal(float value) { return std::stod(fmt::format("{}", value)); }
 
+/// A value inside a message.
+std::string shown(const json& value) { return printable(json_line(value), 200); }
+
 template <class T>
 void put_number(const std::string& key, const json& value, T& target) {
   if constexpr (std::is_floating_point_v<T>) {
-    if (!value.is_number()) throw UsageError(cat("{} must be a number, got {}", key, value.dump()));
+    if (!value.is_number()) throw UsageError(cat("{} must be a number, got {}", key, shown(value)));
     target = value.get<T>();
-    if (!std::isfinite(target)) throw UsageError(cat("{} must be finite, got {}", key, value.dump()));
+    if (!std::isfinite(target)) throw UsageError(cat("{} must be finite, got {}", key, shown(value)));
   } else {
     // JSON keeps signed and unsigned apart: each is compared in its own type.
     constexpr T least = std::numeric_limits<T>::min(), most = std::numeric_limits<T>::max();
@@ -31,7 +36,7 @@ void put_number(const std::string& key, const json& value, T& target) {
                                 std::cmp_less_equal(value.get<int64_t>(), most);
     if (!fits) {
       throw UsageError(cat("{} must be a whole number{}{}, got {}", key, std::is_signed_v<T> ? "" : " of at least 0",
-                           sizeof(T) < 8 ? " below 2^31" : "", value.dump()));
+                           sizeof(T) < 8 ? " below 2^31" : "", shown(value)));
     }
     target = value.get<T>();
   }
@@ -41,12 +46,12 @@ template <class T>
 void put_list(const std::string& key, const json& value, std::vector<T>& target) {
   constexpr bool text = std::is_same_v<T, std::string>;
   if (!value.is_array()) {
-    throw UsageError(cat("{} must be a list of {}, got {}", key, text ? "texts" : "numbers", value.dump()));
+    throw UsageError(cat("{} must be a list of {}, got {}", key, text ? "texts" : "numbers", shown(value)));
   }
   std::vector<T> list;
   for (const json& item : value) {
     if (text ? !item.is_string() : !item.is_number())
-      throw UsageError(cat("{} must be a list of {}, got {}", key, text ? "texts" : "numbers", value.dump()));
+      throw UsageError(cat("{} must be a list of {}, got {}", key, text ? "texts" : "numbers", shown(value)));
     list.push_back(item.get<T>());
   }
   target = std::move(list);
@@ -57,11 +62,11 @@ struct Put {
   const json& value;
 
   void operator()(bool* target) const {
-    if (!value.is_boolean()) throw UsageError(cat("{} must be true or false, got {}", key, value.dump()));
+    if (!value.is_boolean()) throw UsageError(cat("{} must be true or false, got {}", key, shown(value)));
     *target = value.get<bool>();
   }
   void operator()(std::string* target) const {
-    if (!value.is_string()) throw UsageError(cat("{} must be text, got {}", key, value.dump()));
+    if (!value.is_string()) throw UsageError(cat("{} must be text, got {}", key, shown(value)));
     *target = value.get<std::string>();
   }
   template <class T>
@@ -72,7 +77,7 @@ struct Put {
     std::vector<double> list;
     put_list(key, value, list);
     if (list.empty() || list.size() > target->size())
-      throw UsageError(cat("{} must be a list of 1 to 4 numbers, got {}", key, value.dump()));
+      throw UsageError(cat("{} must be a list of 1 to 4 numbers, got {}", key, shown(value)));
     for (size_t i = 0; i < list.size(); ++i) (*target)[i] = static_cast<float>(list[i]);
   }
   template <class T>
@@ -112,13 +117,14 @@ Config config_from_json(const json& all) {
   Config config;
   std::map<std::string, ConfigKey::Value> values;
   for (const ConfigKey& key : config_keys(config)) values.emplace(key.name, key.value);
-  if (!all.is_object()) throw UsageError(cat("a configuration must be an object of sections, got {}", all.dump()));
+  if (!all.is_object()) throw UsageError(cat("a configuration must be an object of sections, got {}", shown(all)));
   for (const auto& [section, keys] : all.items()) {
-    if (!keys.is_object()) throw UsageError(cat("[{}] must be a section of keys, got {}", section, keys.dump()));
+    if (!keys.is_object())
+      throw UsageError(cat("[{}] must be a section of keys, got {}", printable(section, 200), shown(keys)));
     for (const auto& [name, value] : keys.items()) {
       const std::string key = section + "." + name;
       const auto found = values.find(key);
-      if (found == values.end()) throw UsageError(cat("unknown configuration key {}", key));
+      if (found == values.end()) throw UsageError(cat("unknown configuration key {}", printable(key, 200)));
       std::visit(Put{key, value}, found->second);
     }
   }

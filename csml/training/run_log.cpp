@@ -54,7 +54,10 @@ void RunLog::drop_after(int64_t step) {
 }
 
 void RunLog::begin_events() {
-  if (metrics_) events_.emplace(out_ / "tensorboard", metrics_->path());
+  if (!metrics_) return;
+  try {
+    events_.emplace(out_ / "tensorboard", metrics_->path());
+  } catch (const std::exception& e) { log_warn(cat("{}; training goes on without TensorBoard's file", e.what())); }
 }
 
 void RunLog::write_bad_image(const nlohmann::json& line) {

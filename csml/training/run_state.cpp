@@ -42,7 +42,11 @@ std::shared_ptr<NeighborTable> neighbor_table_of(const Checkpoint& checkpoint, i
 }
 
 void RunState::restore(const Checkpoint& checkpoint) {
-  const std::string had = checkpoint.user.value("data_fingerprint", std::string());
+  const auto entry = checkpoint.user.find("data_fingerprint");
+  if (entry != checkpoint.user.end() && !entry->is_string())
+    throw Error(
+        cat("{}: data_fingerprint in its manifest is no text; the checkpoint is damaged", checkpoint.folder.string()));
+  const std::string had = entry == checkpoint.user.end() ? "" : entry->get<std::string>();
   if (had != fingerprint)
     throw Error(
         cat("{}: written while training on other data (fingerprint {}, now {}); give the same --data or a new --out",
