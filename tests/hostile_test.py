@@ -264,7 +264,9 @@ class HostileTest(unittest.TestCase):
         self.assertTrue(link.is_symlink())
         self.assertEqual(real.read_bytes(), self.weights.read_bytes())
         self.assertEqual(stat.S_IMODE(real.stat().st_mode), 0o640)
-        line = self.line_of(self.csml("export", "--checkpoint", self.run_folder, "--out", self.tmp), 1)
+        folder = self.tmp / "folder.safetensors"
+        folder.mkdir()
+        line = self.line_of(self.csml("export", "--checkpoint", self.run_folder, "--out", folder), 1)
         self.assertIn("directory", line)
 
     # ---- terminals ---------------------------------------------------------------------------------------------------
