@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <exception>
 #include <thread>
 
 #include "engine/comm.h"
+#include "engine/text.h"
 #include "engine/timeline.h"
 #include "engine/watchdog.h"
 
@@ -119,7 +121,7 @@ class MpiComm final : public Comm {
   void abort(const std::string& why, int exit_code) override {
     // What every rank meets, rank 0 tells; the others only come to speak when it does not.
     if (rank_ != 0) std::this_thread::sleep_for(std::chrono::seconds(2));
-    fmt::print(stderr, "csml: [rank {}] {}\n", rank_, why);
+    std::fputs(cat("csml: [rank {}] {}\n", rank_, printable(why, 4000)).c_str(), stderr);  // never throws
     std::fflush(stderr);
     MPI_Abort(MPI_COMM_WORLD, exit_code);
   }

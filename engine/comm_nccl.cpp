@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -13,6 +14,7 @@
 
 #include "engine/comm.h"
 #include "engine/file.h"
+#include "engine/text.h"
 #include "engine/watchdog.h"
 
 namespace csml {
@@ -139,7 +141,7 @@ class NcclComm final : public Comm {
   void phase(const std::string& text) override { watchdog_.phase(text); }
   void abort(const std::string& why, int exit_code) override {
     if (bootstrap_) return bootstrap_->abort(why, exit_code);
-    fmt::print(stderr, "csml: [rank {}] {}\n", rank_, why);
+    std::fputs(cat("csml: [rank {}] {}\n", rank_, printable(why, 4000)).c_str(), stderr);  // never throws
     std::fflush(stderr);
     ::_exit(exit_code);  // the launcher ends the others
   }
