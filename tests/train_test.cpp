@@ -41,7 +41,9 @@ TEST_CASE("a run learns: the loss falls below chance, for MoCo and CsMl") {
     REQUIRE(steps.size() == 240);
     const double chance = steps.back()["chance"].get<double>(), last = epochs.back()["loss"].get<double>();
     CHECK(chance == doctest::Approx(std::log(65.0)));
-    const double first = epochs[0]["loss"].get<double>();
+    // Of the first epoch with all terms: in CsMl's warm-up the mixed term counts 0, so the mean of the three is lower.
+    const size_t warmup = config.method.name == "csml" ? static_cast<size_t>(config.method.warmup_epochs) : 0;
+    const double first = epochs[warmup]["loss"].get<double>();
     MESSAGE(
         cat("{}: loss {:.3f} -> {:.3f}, chance {:.3f}, k-NN {:.1f} %", method, first, last, chance, result.knn_top1));
     CHECK(last < 0.8 * chance);
