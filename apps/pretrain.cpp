@@ -54,7 +54,8 @@ int dry_run(const Options& o, const ResolvedConfig& resolved, const Dataset* tra
 }
 
 /// By rank 0 alone: the folder is its business. Nothing in it is read or written before `lock` is held.
-void prepare_folder(const Options& o, const ResolvedConfig& resolved, const Device& device, const Comm& comm,
+/// True where no run was there, or one that was removed: what is there then is this start's.
+bool prepare_folder(const Options& o, const ResolvedConfig& resolved, const Device& device, const Comm& comm,
                     const Dataset& train, FolderLock& lock, RunOptions& run) {
   namespace fs = std::filesystem;
   if (!o.init_from.empty() && !fs::exists(o.init_from)) throw Error(cat("--init-from {}: no such file", o.init_from));
@@ -64,7 +65,7 @@ void prepare_folder(const Options& o, const ResolvedConfig& resolved, const Devi
   if (holds_run(run.out) && o.overwrite) {
     log_info(cat("--overwrite: the run in {} is removed", o.out));
     clear_run(run.out);
-  } else if (holds_run(run.out) && !holds_training(run.out)) {
+  } else if (is_start_without_training(run.out)) {
     log_info(cat("{} holds a run that ended before its first checkpoint: it starts anew", o.out));
     clear_run(run.out);
   }
@@ -78,7 +79,9 @@ void prepare_folder(const Options& o, const ResolvedConfig& resolved, const Devi
     check_resumable(o.resume, resolved.config);
     run.resume_from = o.resume;
   }
+  const bool fresh = !holds_run(run.out);
   describe_run(run.out, resolved, o.arguments, device, comm.size(), train);
+  return fresh;
 }
 
 /// Removes what a start without a checkpoint wrote, and the folder where it made that.
@@ -86,9 +89,10 @@ void remove_start(const std::filesystem::path& out, bool had_folder) {
   try {
     clear_run(out);
   } catch (const Error& e) { log_warn(e.what()); }
+  if (had_folder) return;
   std::error_code ignored;
   std::filesystem::remove(out / ".lock", ignored);
-  if (!had_folder) std::filesystem::remove(out, ignored);  // where it is empty
+  std::filesystem::remove(out, ignored);  // where it is empty
 }
 
 nlohmann::json result_json(const Options& o, const Config& config, const RunResult& result) {
@@ -136,12 +140,13 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
           config.train.batch_size / comm.size() / config.train.accumulate));
   if (const std::string warning = queue_warning(config, train.size()); !warning.empty()) log_warn(warning);
   RunResult result;
+  bool fresh = false;
   try {
-    if (comm.rank() == 0) prepare_folder(o, resolved, device, comm, train, lock, options);
+    if (comm.rank() == 0) fresh = prepare_folder(o, resolved, device, comm, train, lock, options);
     result = pretrain(device, comm, resolved.config, options);
   } catch (...) {
     // A start that fails leaves the folder as it was: the corrected command finds no other run in it.
-    if (lock && !holds_training(options.out)) remove_start(options.out, had_folder);
+    if (fresh && is_start_without_training(options.out)) remove_start(options.out, had_folder);
     throw;
   }
   if (comm.rank() == 0)

@@ -84,14 +84,21 @@ bool holds_run(const fs::path& folder) {
   return false;
 }
 
-bool holds_training(const fs::path& folder) {
+bool is_start_without_training(const fs::path& folder) {
   std::error_code error;
+  for (const char* name : {"config.toml", "command.txt", "environment.json"})
+    if (!fs::is_regular_file(folder / name, error)) return false;
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder / "checkpoints", error))
+    if (entry.path().extension() == ".safetensors") return false;
+  if (!fs::exists(folder / "metrics.jsonl", error)) return true;
+  if (!fs::is_regular_file(folder / "metrics.jsonl", error) ||
+      fs::file_size(folder / "metrics.jsonl", error) > kMostTextBytes)
+    return false;
   std::ifstream metrics(folder / "metrics.jsonl");
   for (std::string line; std::getline(metrics, line);)
-    if (line.find("\"kind\":\"step\"") != std::string::npos) return true;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder / "checkpoints", error))
-    if (fs::exists(entry.path() / "manifest.json", error)) return true;
-  return false;
+    if (line.find("\"kind\":\"event\"") == std::string::npos && line.find("\"kind\":\"eval\"") == std::string::npos)
+      return false;
+  return true;
 }
 
 void clear_run(const fs::path& folder) {

@@ -14,8 +14,10 @@ namespace csml {
 /// Whether a run was started in this folder.
 bool holds_run(const std::filesystem::path& folder);
 
-/// Whether a run there got as far as a checkpoint or a step: without either a new run can lose nothing.
-bool holds_training(const std::filesystem::path& folder);
+/// Whether csml pretrain described a run there that got to no step and no weights: config.toml, command.txt and
+/// environment.json are all there, no weights, and metrics.jsonl tells of nothing but the start. Such a folder holds
+/// nothing that a new run could lose; any other one may.
+bool is_start_without_training(const std::filesystem::path& folder);
 
 /// Removes what a run writes (and nothing else) from a folder.
 void clear_run(const std::filesystem::path& folder);

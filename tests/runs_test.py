@@ -85,7 +85,7 @@ class RunsTest(unittest.TestCase):
         run.mkdir()
         (run / "notes.txt").write_text("mine")
         self.train(run, code=2, data="synthetic:shapes?size=16&limit=20")
-        self.assertEqual(shot(run), {"notes.txt": b"mine"})
+        self.assertEqual(shot(run), {".lock": b"", "notes.txt": b"mine"})
         self.train(run)
         whole = shot(run)
         self.train(run, "--seed", 7, code=1)  # refused: the run has another seed
@@ -98,6 +98,24 @@ class RunsTest(unittest.TestCase):
             path = run / part
             subprocess.run(["rm", "-rf", str(path)], check=True)
         self.assertEqual(self.train(run)["steps"], 6)
+
+    def test_what_others_put_into_a_folder_stays(self):
+        few = "synthetic:shapes?size=16&limit=20"
+        for name, text in (("config.toml", "[mine]\nkey = 1\n"), ("metrics.jsonl", '{"kind":"epoch","epoch":1}\n')):
+            run = self.tmp / name
+            run.mkdir()
+            (run / name).write_text(text)
+            for data in (TRAIN, few):
+                done = csml("pretrain", *TINY, "--method", "moco", "--data", data, "--epochs", 2, "--out", run)
+                self.assertNotEqual(done.returncode, 0, name)
+                self.assertEqual((run / name).read_text(), text)
+        run = self.tmp / "weights"
+        self.train(run)
+        for path in [run / "metrics.jsonl", *run.glob("checkpoints/*/manifest.json")]:
+            path.unlink()
+        weights = {p: p.read_bytes() for p in run.glob("checkpoints/*/*.safetensors")}
+        csml("pretrain", *TINY, "--method", "moco", "--data", few, "--epochs", 2, "--out", run)
+        self.assertEqual({p: p.read_bytes() for p in weights}, weights)
 
     def test_numbers_are_not_invented(self):
         run = self.tmp / "run"
