@@ -49,7 +49,8 @@ class Run {
       writer_.emplace(config.train.checkpoint_retry_seconds);
     }
     if (!config.data.test.empty()) test_ = open_dataset(config.data.test);
-    if (test_ && test_->has_labels() && train_->has_labels()) test_->use_classes_of(*train_);
+    if (test_ && config.eval.knn_every_epochs > 0 && test_->has_labels() && train_->has_labels())
+      test_->use_classes_of(*train_);  // refused now, before anything is written, rather than at the first k-NN
     steps_per_epoch_ = train_->size() / config.train.batch_size;
     if (steps_per_epoch_ < 1)
       throw UsageError(cat("train.batch_size = {} is larger than the data set ({} images)", config.train.batch_size,
