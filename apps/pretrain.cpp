@@ -3,6 +3,7 @@
 #include "apps/config.h"
 #include "apps/keys.h"
 #include "apps/run_folder.h"
+#include "apps/same_start.h"
 #include "apps/stop_signals.h"
 #include "csml/method/base.h"
 #include "csml/method/resolve.h"
@@ -130,6 +131,7 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
   options.init_from = o.init_from;
   options.stop = &signals.asked();
   options.phase = [&signals](const std::string& text) { signals.phase(text); };
+  check_same_start(resolved.config, device, comm);
   FolderLock lock;
   const bool had_folder = std::filesystem::exists(options.out);
   const Config& config = resolved.config;

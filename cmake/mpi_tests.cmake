@@ -23,7 +23,7 @@ foreach(processes 2 4)
            WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   list(APPEND MPI_TESTS sync_batch_norm.mpi${processes}${suffix})
 endforeach()
-foreach(case equal wide resume faults bases sync accumulate timeline kit)
+foreach(case equal wide resume faults bases sync accumulate timeline kit same)
   if(CSML_SANITIZE AND NOT case STREQUAL "wide")  # the others are about values and signals: once is enough
     continue()
   endif()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whole pretraining runs of several processes under mpirun, beside the same run of one process.
 
-usage: mpi_test.py CSML CASE     CASE: equal | wide | resume | faults | bases | sync | accumulate | timeline | kit
+usage: mpi_test.py CSML CASE     CASE: equal | wide | resume | faults | bases | sync | accumulate | timeline | kit | same
 Exits with 77 (skipped) where mpirun is absent or csml was built without MPI."""
 import array
 import json
@@ -401,6 +401,27 @@ def case_kit():
     code, errors = finish(job)
     check(code == 75, f"mpirun.sh: exit code {code}, expected 75: {errors[-1500:]}")
     check(any(line["event"] == "stopped" for line in steps("script", "event")), "mpirun.sh: not told in the log")
+
+
+def case_same():
+    """Processes that were started differently are told so before anything is written."""
+    line = [CSML] + arguments("same", "moco", train__max_steps=1, test=None)
+    out = os.path.join(WORK, "same")
+
+    def two(second, environment=()):
+        command = ["mpirun", "--oversubscribe", "--allow-run-as-root", "-np", "1", *line, ":", "-np", "1", "env",
+                   *environment, *line, *second]
+        return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+    for second, environment, what in ((["--set", "schedule.lr=0.5"], [], "its schedule.lr is 0.5, rank 0's 0.03"),
+                                      (["--seed", "7"], [], "its train.seed is 7, rank 0's 0"),
+                                      ([], ["CSML_METHOD_TEMPERATURE=0.4"], "its method.temperature is 0.4")):
+        done = two(second, environment)
+        check(done.returncode != 0, f"{what}: exit code 0")
+        check(f"rank 1 was started differently: {what}" in done.stderr, f"{what}: {done.stderr[-800:]}")
+        check(not os.path.exists(out), f"{what}: a folder was made")
+    done = two(["--threads", "2"])  # may differ
+    check(done.returncode == 0, f"threads: {done.stderr[-800:]}")
 
 
 def main():
