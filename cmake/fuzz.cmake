@@ -39,6 +39,7 @@ if(CSML_FUZZ)
     csml/evaluation/label_split.cpp
     data/baseline_jpeg.cpp
     data/cifar.cpp
+    data/class_names.cpp
     data/dataset.cpp
     data/decode.cpp
     data/encoded.cpp
