@@ -65,8 +65,9 @@ double exponentials(float* x, int64_t n, float shift) {
   return total;
 }
 
-float plain_sum(const float* x, int64_t n) {
-  float sum = 0;
+/// In double: a mean of similarities near 0 is what their rounding errors are large against.
+double plain_sum(const float* x, int64_t n) {
+  double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) sum += x[i];
   return sum;
