@@ -128,6 +128,7 @@ int export_state(const Options& o) {
       arrays.push_back(file.read(name));
       if (file.path().filename() == "state.safetensors") arrays.back().name = kStatePrefix + name;
     }
+  check_finite(arrays, checkpoint.folder.string());
   const std::vector<HostArray> views = views_of(arrays);
   const FileDigest digest = write_safetensors(o.out, views,
                                               {{"format", "pt"},

@@ -95,6 +95,7 @@ int import_state(const Options& o, const SafetensorsFile& file) {
   } catch (const std::exception&) { throw Error(cat("{}: its metadata name no step, epoch and manifest", o.file)); }
   std::vector<NamedArray> arrays;
   for (const std::string& name : file.names()) arrays.push_back(file.read(name));
+  check_finite(arrays, o.file);
   const std::string prefix = kStatePrefix;
   for (const NamedArray& a : arrays) {
     const bool state = a.name.starts_with(prefix);
@@ -156,6 +157,7 @@ int run(const Options& o) {
   std::erase_if(unused, [](const std::string& name) { return name.ends_with("num_batches_tracked"); });
   if (!unused.empty()) log_warn(cat("{} arrays have no place in the network, first {}", unused.size(), unused[0]));
 
+  check_finite(arrays, o.file);
   std::vector<NamedArray> both = to_host(encoder.params(), "encoder_q.");
   for (NamedArray& array : to_host(encoder.params(), "encoder_k.")) both.push_back(std::move(array));
   CheckpointContent content;

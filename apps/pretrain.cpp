@@ -140,7 +140,8 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
           config.schedule.base_lr, config.lr_per_256, config.train.batch_size, comm.size(),
           comm.size() == 1 ? "" : "es", config.train.accumulate, config.train.accumulate == 1 ? "" : "s",
           config.train.batch_size / comm.size() / config.train.accumulate));
-  if (const std::string warning = queue_warning(config, train.size()); !warning.empty()) log_warn(warning);
+  if (const std::string warning = queue_warning(config, train.size()); comm.rank() == 0 && !warning.empty())
+    log_warn(warning);
   RunResult result;
   bool fresh = false;
   try {

@@ -76,7 +76,7 @@ class Dataset {
   /// Numbers the classes as `reference` does, by their names (labels_by_name), so that the labels of both compare. Throws
   /// Error for images of a class that `reference` has not.
   void use_classes_of(const Dataset& reference);
-  /// What the data set's place holds and this does not, by reason: "files .webp" -> 12.
+  /// What the data set's place holds and this does not, by reason: ".webp" -> 12.
   const std::map<std::string, int64_t>& left_out() const { return left_out_; }
 
   /// Keeps `count` images, those that limit=COUNT of a SPEC names, where there are more. Taken from the images that are

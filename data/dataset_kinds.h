@@ -26,10 +26,10 @@ struct DatasetSpec {
 /// Throws UsageError naming the word that cannot be read and the nearest one that can.
 DatasetSpec parse_spec(const std::string& text);
 
-/// Images of one size, side by side in memory.
 /// "; left out: 12 .webp, 3 hidden", or nothing.
 std::string left_out_text(const std::map<std::string, int64_t>& left_out);
 
+/// Images of one size, side by side in memory.
 class MemoryDataset : public Dataset {
  public:
   struct Content {

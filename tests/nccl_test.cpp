@@ -32,16 +32,27 @@ std::unique_ptr<Comm> open(Device& device, const Folder& folder) {
   return open_nccl(device, {.by = Launch::By::variables, .rank = 0, .size = 2}, options, nullptr, nullptr);
 }
 
+/// A device whose calls are queued on `stream`, and its communicator.
+struct Queued {
+  const Folder folder{};
+  cudaStream_t stream = nullptr;
+  std::unique_ptr<Device> device = [this] {
+    auto backend = std::make_unique<Streaming>();
+    stream = backend->handle();
+    return std::make_unique<Device>(std::move(backend));
+  }();
+  std::unique_ptr<Comm> comm = open(*device, folder);
+};
+
 constexpr int kOrders = 200;  // with the order behind the compute stream left out, half of them are wrong
 
 }  // namespace
 
 TEST_CASE("a reduction comes behind the kernels before it and before those after it, in every order of the streams") {
-  const Folder folder;
-  auto backend = std::make_unique<Streaming>();
-  const cudaStream_t stream = backend->handle();
-  Device device(std::move(backend));
-  const auto comm = open(device, folder);
+  const Queued queued;
+  const cudaStream_t stream = queued.stream;
+  Device& device = *queued.device;
+  Comm* comm = queued.comm.get();
   for (int order = 0; order < kOrders; ++order) {
     runtime::seed(static_cast<uint64_t>(order));
     const Tensor t = Tensor::full(device, {4}, 0);
@@ -64,11 +75,10 @@ TEST_CASE("a reduction comes behind the kernels before it and before those after
 }
 
 TEST_CASE("between fork and join reductions run beside kernels, behind what wrote them; join is the end of all") {
-  const Folder folder;
-  auto backend = std::make_unique<Streaming>();
-  const cudaStream_t stream = backend->handle();
-  Device device(std::move(backend));
-  const auto comm = open(device, folder);
+  const Queued queued;
+  const cudaStream_t stream = queued.stream;
+  Device& device = *queued.device;
+  Comm* comm = queued.comm.get();
   for (int order = 0; order < kOrders; ++order) {
     runtime::seed(static_cast<uint64_t>(order));
     const Tensor first = Tensor::full(device, {2}, 0), second = Tensor::full(device, {2}, 0);

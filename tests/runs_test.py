@@ -6,6 +6,7 @@ usage: tests/runs_test.py CSML      (the binary; python3's standard library only
 """
 import json
 import pathlib
+import re
 import signal
 import struct
 import subprocess
@@ -152,6 +153,14 @@ class RunsTest(unittest.TestCase):
             self.assertEqual(done.returncode, 1, command)
             self.assertRegex(done.stderr, rf"1 of the \d+ values of '{name}' are NaN or infinite", command)
         self.assertFalse((self.tmp / "again.safetensors").exists())
+        self.assertFalse((self.tmp / "imported").exists())
+        state = self.tmp / "state.safetensors"
+        self.assertEqual(csml("export", "--checkpoint", run, "--what", "state", "--out", state).returncode, 0)
+        name = poison(state)
+        done = csml("import", state, "--out", self.tmp / "imported")
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, rf"1 of the \d+ values of '{re.escape(name)}' are NaN or infinite")
+        self.assertFalse((self.tmp / "imported").exists())
 
     def test_the_suffix_chooses_the_format(self):
         run = self.tmp / "run"

@@ -58,7 +58,7 @@ SavedModel from_checkpoint(Device& device, const Checkpoint& checkpoint, const s
   try {
     from_host(out.encoder->params(), read_arrays(checkpoint.model(), prefix), prefix);
   } catch (const Error& e) { throw Error(cat("{}: {}", checkpoint.folder.string(), e.what())); }
-  check_finite(out.encoder->params(), out.source);
+  check_finite(to_host(out.encoder->params(), ""), out.source);
   return out;
 }
 
@@ -127,14 +127,15 @@ Checkpoint find_checkpoint(const std::filesystem::path& path) {
   return *newest;
 }
 
-void check_finite(const Params& params, const std::string& place) {
-  for (const NamedArray& array : to_host(params, "")) {
+void check_finite(const std::vector<NamedArray>& arrays, const std::string& place) {
+  for (const NamedArray& array : arrays) {
+    if (array.dtype != DType::f32) continue;
     const auto* values = reinterpret_cast<const float*>(array.data.data());
     const int64_t n = array.shape.size();
     const int64_t wrong = std::count_if(values, values + n, [](float v) { return !std::isfinite(v); });
     if (wrong > 0)
       throw Error(
-          cat("{}: {} of the {} values of '{}' are NaN or infinite: the encoder has diverged; use an earlier "
+          cat("{}: {} of the {} values of '{}' are NaN or infinite: the training has diverged; use an earlier "
               "checkpoint",
               place, wrong, n, array.name));
   }
@@ -189,7 +190,7 @@ void load_torchvision(Encoder& encoder, const SafetensorsFile& file, bool has_he
   try {
     from_host(encoder.params(), arrays, "");
   } catch (const Error& e) { throw Error(cat("{}: {}", file.path().string(), e.what())); }
-  check_finite(encoder.params(), file.path().string());
+  check_finite(to_host(encoder.params(), ""), file.path().string());
 }
 
 }  // namespace csml

@@ -31,8 +31,8 @@ inline constexpr const char* kStateStep = "csml.step";  // metadata: as in the m
 inline constexpr const char* kStateEpoch = "csml.epoch";
 inline constexpr const char* kStateUser = "csml.user";
 
-/// Throws Error that names the first array with a value that is NaN or infinite, and how many values are.
-void check_finite(const Params& params, const std::string& place);
+/// Throws Error that names the first f32 array with a value that is NaN or infinite, and how many values are.
+void check_finite(const std::vector<NamedArray>& arrays, const std::string& place);
 
 /// path: run folder (its newest good checkpoint), checkpoint folder, or FILE.safetensors with torchvision names (a
 /// plain backbone; its architecture is recognised from the shapes). which: "q" or "k".
