@@ -155,19 +155,24 @@ void add_contrast_cases(OpCases& cases) {
     int64_t m, n, d;
     int k;
   };
-  const Search searches[] = {{1, 1, 1, 1},      {5, 20, 8, 3},      {3, 7, 33, 7},    {17, 1000, 16, 10},
-                             {2, 3001, 4, 200}, {70, 300, 128, 20}, {1, 4097, 64, 1}, {130, 65, 5, 40},
-                             {3, 4, 6, 9},      {2100, 60, 4, 3}};
-  for (const Search& s : searches)
-    for (const Exclude e : {Exclude::absent, Exclude::none, Exclude::own}) {
-      cases.push_back(top_k_case(s.m, s.n, s.d, s.k, e, sixteenths(), ""));
-      cases.push_back(top_k_case(
-          s.m, s.n, s.d, s.k, e,
-          [](Array& a, Random& random, bool) {
-            for (double& x : a.v) x = static_cast<double>(random.below(3)) - 1;
-          },
-          " ties"));
-    }
+  const auto ties = [](Array& a, Random& random, bool) {
+    for (double& x : a.v) x = static_cast<double>(random.below(3)) - 1;
+  };
+  const auto add_search = [&](const Search& s, Exclude e, bool tied) {
+    cases.push_back(tied ? top_k_case(s.m, s.n, s.d, s.k, e, ties, " ties")
+                         : top_k_case(s.m, s.n, s.d, s.k, e, sixteenths(), ""));
+  };
+  const Exclude excludes[] = {Exclude::absent, Exclude::none, Exclude::own};
+  for (const Search& s : {Search{1, 1, 1, 1}, {5, 20, 8, 3}, {3, 7, 33, 7}, {3, 4, 6, 9}})
+    for (const Exclude e : excludes)
+      for (const bool tied : {false, true}) add_search(s, e, tied);
+  // What a long search adds (tiles, long lists, few or many queries) does not depend on `exclude`: each meets two kinds.
+  const Search longer[] = {{17, 1000, 16, 10}, {2, 3001, 4, 200}, {70, 300, 128, 20},
+                           {1, 4097, 64, 1},   {130, 65, 5, 40},  {2100, 60, 4, 3}};
+  for (size_t i = 0; i < std::size(longer); ++i) {
+    add_search(longer[i], excludes[i % 3], false);
+    add_search(longer[i], excludes[(i + 2) % 3], true);
+  }
   cases.push_back(top_k_case(20, 400, 128, 5, Exclude::own, unit_rows(), " unit"));
   cases.push_back(top_k_case(4, 50, 8, 50, Exclude::absent, below(1), " all equal"));
 }
