@@ -38,17 +38,29 @@ if(CSML_FUZZ)
     apps/run_metrics.cpp
     csml/evaluation/label_split.cpp
     data/baseline_jpeg.cpp
+    data/braces.cpp
     data/cifar.cpp
     data/class_names.cpp
     data/dataset.cpp
     data/decode.cpp
     data/encoded.cpp
+    data/file_dataset.cpp
+    data/gzip.cpp
     data/idx.cpp
     data/image_folder.cpp
+    data/image_list.cpp
+    data/kinds.cpp
+    data/memory_dataset.cpp
     data/pack.cpp
     data/pack_writer.cpp
     data/png_bmp.cpp
+    data/pnm.cpp
     data/resize.cpp
+    data/selection.cpp
+    data/spec.cpp
+    data/square.cpp
+    data/stb_images.cpp
+    data/stl10.cpp
     data/synthetic.cpp
     data/tar.cpp
     data/tar_images.cpp
@@ -56,9 +68,10 @@ if(CSML_FUZZ)
     engine/file.cpp
     engine/nearest.cpp
     engine/safetensors.cpp
-    engine/text.cpp)
+    engine/text.cpp
+    ${FORMAT_SOURCES})
   target_compile_options(csml_parsers PRIVATE ${NATIVE_FLAGS})
-  target_link_libraries(csml_parsers PUBLIC nlohmann_json::nlohmann_json PRIVATE JPEG::JPEG ZLIB::ZLIB csml_xxhash csml_stb)
+  target_link_libraries(csml_parsers PUBLIC nlohmann_json::nlohmann_json PRIVATE csml_image_formats ZLIB::ZLIB csml_xxhash csml_stb)
 endif()
 if(CSML_FUZZ OR (CSML_SANITIZE AND CSML_TESTS))
   csml_fuzz_target(baseline_jpeg csml_data tests/fuzz/jpeg_reference.cpp)
@@ -74,6 +87,7 @@ if(CSML_FUZZ OR (CSML_SANITIZE AND CSML_TESTS))
   csml_fuzz_target(pack csml_data)
   csml_fuzz_target(safetensors csml_engine)
   csml_fuzz_target(spec csml_data)
+  csml_fuzz_target(stl10 csml_data)
   csml_fuzz_target(tar csml_data)
   csml_fuzz_target(weights csml_training)
 

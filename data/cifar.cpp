@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "data/dataset_kinds.h"
+#include "data/kinds.h"
+#include "data/memory_dataset.h"
+#include "data/square.h"
 #include "kernels/check.h"
 
 namespace csml {
@@ -40,7 +42,7 @@ std::vector<std::string> class_names(const fs::path& file, int count) {
 
 }  // namespace
 
-std::unique_ptr<Dataset> open_cifar(const DatasetSpec& spec) {
+std::unique_ptr<Dataset> open_cifar(const DatasetSpec& spec, const DecodeLimits&) {
   const bool hundred = spec.kind == "cifar100";
   std::vector<std::string> files;
   if (hundred) {

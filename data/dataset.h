@@ -5,16 +5,19 @@
 //   KIND       PATH
 //   cifar10    directory of the binary version's files (any of data_batch_1 … 5.bin; test_batch.bin), or the one above
 //   cifar100   likewise: train.bin, test.bin; fine labels
+//   stl10      directory of the binary version's files (train_X.bin, train_y.bin, …), or the one above
 //   idx        directory of MNIST-like files, plain or .gz
 //   folder     directory with train/ and val/ (or test/) in it, of which split picks one, or without; then one folder
 //              per class, sorted by name, searched to any depth; or images directly in it, unlabelled
-//   list       text file, one image a line: "PATH NUMBER", "PATH<tab>CLASS" or "PATH"; relative to the list's folder
+//   list       text file, one image a line: "PATH NUMBER", "PATH<tab>CLASS" or "PATH"; relative to the list's folder.
+//              A name that ends in .csv is read as comma-separated values (data/image_list.cpp)
 //   tar        archives of images and labels as the webdataset library makes them (data/tar_images.cpp), one file or a
-//              pattern with * and [..], read in the order of their names, never unpacked
+//              pattern with *, [..], {a,b} and {000..147}, read in the order of their names and where they lie;
+//              compressed ones (.tar.gz) are unpacked into a temporary file
 //   pack       directory that csml pack wrote (data/pack.h)
 //   synthetic  the word "shapes": drawn shapes, limit of them (default 2000), size pixels wide (default 32)
 //
-//   split=train|test   part of the data set (default train; val means test)
+//   split=train|test   part of the data set (default train; val means test; stl10 also has unlabeled)
 //   limit=N            N images, class-balanced: the first of every class in file order, then the second of every
 //                      class, … until there are N. A smaller limit is a subset of a larger one.
 //   holdout=P%         cuts P % of every class off (after limit), chosen by a fixed seed;
@@ -99,6 +102,12 @@ class Dataset {
   std::map<std::string, int64_t> left_out_;
   int channels_ = 3;
 };
+
+/// "; left out: 12 .webp, 3 hidden", or nothing.
+std::string left_out_text(const std::map<std::string, int64_t>& left_out);
+
+/// xxh3 of some bytes.
+uint64_t hash_bytes(const void* data, size_t size, uint64_t seed);
 
 /// Opens a data set by its SPEC. `limits` guard the decoding of image files.
 std::unique_ptr<Dataset> open_dataset(const std::string& spec, const DecodeLimits& limits = {});

@@ -1,9 +1,10 @@
-// Bytes of an image file -> u8 pixels. JPEG through libjpeg-turbo, PNG and BMP through stb_image, binary PGM and PPM;
-// all behind caps.
+// Bytes of an image file -> u8 pixels: JPEG through libjpeg-turbo, PNG and BMP through stb_image, binary PGM and PPM, and,
+// where their libraries were there at the build, WebP (libwebp), TIFF (libtiff) and GIF (giflib). All behind caps.
 //
 // The format is taken from the first bytes, never from the file's name. What the pixels mean follows Pillow's
 // convert("RGB") and convert("L"), so that training sees what torchvision would show:
-// - EXIF orientation and ICC profiles are not applied; alpha is dropped, not composited;
+// - EXIF orientation (but that of a TIFF) and ICC profiles are not applied; alpha is dropped, not composited;
+// - the first frame of an animation and the first page of a TIFF are the image;
 // - 16-bit PNG samples keep their high byte (Pillow clips 16-bit gray instead);
 // - CMYK and YCCK are read as Adobe writes them, inverted: r = (1 - c)(1 - k);
 // - luma = (19595 r + 38470 g + 7471 b + 32768) >> 16.
@@ -37,7 +38,7 @@ struct DecodeLimits {
   bool accept_truncated = false;        // a JPEG that ends early: keep what is there, the rest is gray
 };
 
-enum class ImageFormat { jpeg, png, bmp, pnm };
+enum class ImageFormat { jpeg, png, bmp, pnm, webp, tiff, gif };
 
 struct DecodeInfo {
   ImageFormat format = ImageFormat::jpeg;
@@ -54,6 +55,11 @@ using ChooseRegion = std::function<Window(int height, int width)>;
 /// ("truncated JPEG: …", "not an image: …"); the caller adds the file's name. Thread-safe.
 DecodeInfo decode_image(std::span<const uint8_t> bytes, int channels, Image& out, const DecodeLimits& limits = {},
                         const ChooseRegion& region = {});
+
+/// The name ends in a suffix of a format that this build reads (.jpg, .png, …), in any case.
+bool is_image_name(const std::string& name);
+/// Those suffixes, for messages: "jpg, jpeg, png, …".
+std::string image_suffixes();
 
 /// Reads a regular file of at most limits.file_bytes bytes. Throws Error with the reason (without the path).
 void read_file(const std::string& path, std::vector<uint8_t>& bytes, const DecodeLimits& limits = {});

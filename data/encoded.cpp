@@ -1,9 +1,5 @@
-#include <algorithm>
-#include <cctype>
-#include <filesystem>
-#include <set>
-
-#include "data/dataset_kinds.h"
+#include "data/encoded.h"
+#include "data/square.h"
 #include "kernels/check.h"
 
 namespace csml {
@@ -35,13 +31,6 @@ ImageView EncodedDataset::view(int64_t i, LoadScratch& scratch, const ChooseRegi
   } catch (const std::exception& e) { throw Error(cat("{}: {}", name(i), e.what())); }
   const ImageView image = scratch.decoded.view();
   return size_ > 0 ? fit_square(image, size_, scratch.resized, scratch.resize) : image;
-}
-
-bool is_image_name(const std::string& name) {
-  static const std::set<std::string> kExtensions = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm"};
-  std::string extension = std::filesystem::path(name).extension().string();
-  for (char& c : extension) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return kExtensions.count(extension) > 0;
 }
 
 }  // namespace csml

@@ -3,7 +3,9 @@
 
 #include <filesystem>
 
-#include "data/dataset_kinds.h"
+#include "data/kinds.h"
+#include "data/memory_dataset.h"
+#include "data/square.h"
 #include "kernels/check.h"
 
 namespace csml {
@@ -81,7 +83,7 @@ Idx read_idx(const std::string& path, int rank) {
 
 }  // namespace
 
-std::unique_ptr<Dataset> open_idx(const DatasetSpec& spec) {
+std::unique_ptr<Dataset> open_idx(const DatasetSpec& spec, const DecodeLimits&) {
   const std::string part = spec.test ? "t10k" : "train";
   const std::string path = find_file(spec.path, part + "-images", "idx3-ubyte");
   if (path.empty()) throw Error(cat("data set idx:{}: {}-images-idx3-ubyte (or .gz) is not there", spec.path, part));

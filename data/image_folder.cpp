@@ -1,68 +1,20 @@
-// Image files: a folder (one subfolder per class, or flat and unlabelled) or a list of paths with labels.
+// A folder of image files: one subfolder per class, or flat and unlabelled.
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <cctype>
-#include <charconv>
-#include <cstring>
 #include <filesystem>
 #include <map>
 #include <set>
 
-#include "data/dataset_kinds.h"
+#include "data/file_dataset.h"
+#include "data/kinds.h"
 #include "engine/text.h"
 #include "kernels/check.h"
 
 namespace csml {
 namespace fs = std::filesystem;
 namespace {
-
-class FileDataset : public EncodedDataset {
- public:
-  FileDataset(const DatasetSpec& spec, const DecodeLimits& limits, std::string root, std::vector<std::string> files,
-              std::vector<int> labels, std::vector<std::string> class_names, std::string note = "",
-              std::map<std::string, int64_t> left_out = {})
-      : EncodedDataset(spec, limits), root_(std::move(root)), files_(std::move(files)) {
-    note_ = std::move(note);
-    left_out_ = std::move(left_out);
-    labels_ = std::move(labels);
-    class_names_ = std::move(class_names);
-  }
-
-  std::string name(int64_t i) const override {
-    return (fs::path(root_) / files_[static_cast<size_t>(i)]).string();  // an absolute file replaces the root
-  }
-
-  uint64_t fingerprint() const override {
-    uint64_t hash = 0;
-    for (int64_t i = 0; i < size(); ++i) {
-      const std::string& file = files_[static_cast<size_t>(i)];
-      struct stat status {};
-      const bool known = ::stat(name(i).c_str(), &status) == 0;
-      const int64_t numbers[2] = {known ? static_cast<int64_t>(status.st_size) : -1, label(i)};
-      hash = hash_bytes(file.data(), file.size(), hash);
-      hash = hash_bytes(numbers, sizeof numbers, hash);
-    }
-    return hash;
-  }
-
- protected:
-  void read(int64_t i, std::vector<uint8_t>& bytes) const override { read_file(name(i), bytes, limits()); }
-
-  void select(const std::vector<int64_t>& keep) override {
-    for (size_t to = 0; to < keep.size(); ++to) {
-      const auto from = static_cast<size_t>(keep[to]);
-      labels_[to] = labels_[from];
-      if (to != from) files_[to] = std::move(files_[from]);
-    }
-    labels_.resize(keep.size());
-    files_.resize(keep.size());
-  }
-
- private:
-  std::string root_;
-  std::vector<std::string> files_;  // relative to root_
-};
 
 using LeftOut = std::map<std::string, int64_t>;  // reason -> files or folders
 
@@ -219,84 +171,10 @@ std::unique_ptr<Dataset> open_folder(const DatasetSpec& spec, const DecodeLimits
     }
   }
   if (files.empty())
-    throw Error(cat("data set folder:{}: no image in it (jpg, jpeg, png, bmp, ppm, pgm){}", layout.images.string(),
+    throw Error(cat("data set folder:{}: no image in it ({}){}", layout.images.string(), image_suffixes(),
                     left_out_text(left_out)));
   return std::make_unique<FileDataset>(spec, limits, layout.images.string(), std::move(files), std::move(labels),
                                        std::move(classes), std::move(note), std::move(left_out));
-}
-
-// One image a line: "PATH LABEL" with a whole number, or "PATH<tab>CLASS" with any name, or "PATH" alone. Relative
-// paths start at the list's folder. Empty lines and lines that begin with # are skipped.
-std::unique_ptr<Dataset> open_list(const DatasetSpec& spec, const DecodeLimits& limits) {
-  std::vector<uint8_t> bytes;
-  DecodeLimits text_limits;
-  text_limits.file_bytes = size_t{1} << 30;
-  try {
-    read_file(spec.path, bytes, text_limits);
-  } catch (const Error& e) { throw Error(cat("data set list:{}: {}", spec.path, e.what())); }
-  std::vector<std::string> files, words;
-  std::vector<int> lines;
-  int line_number = 0;
-  for (size_t at = 0; at < bytes.size();) {
-    ++line_number;
-    const auto end =
-        static_cast<size_t>(std::find(bytes.begin() + static_cast<ptrdiff_t>(at), bytes.end(), '\n') - bytes.begin());
-    std::string line(bytes.begin() + static_cast<ptrdiff_t>(at), bytes.begin() + static_cast<ptrdiff_t>(end));
-    at = end + 1;
-    while (!line.empty() && std::strchr(" \t\r", line.back())) line.pop_back();
-    if (line.empty() || line[0] == '#') continue;
-    if (line.find('\0') != std::string::npos)
-      throw Error(cat("data set list:{}: line {} is not text", spec.path, line_number));
-    const size_t tab = line.rfind('\t'), cut = tab != std::string::npos ? tab : line.rfind(' ');
-    std::string word = cut == std::string::npos ? "" : line.substr(cut + 1);
-    const bool digits =
-        !word.empty() && std::all_of(word.begin(), word.end(), [](char c) { return c >= '0' && c <= '9'; });
-    if (tab == std::string::npos && !digits) word.clear();
-    if (!word.empty()) line.resize(cut);
-    while (!line.empty() && std::strchr(" \t", line.back())) line.pop_back();
-    if (line.empty()) throw Error(cat("data set list:{}: line {} has a label but no path", spec.path, line_number));
-    if (!words.empty() && words.front().empty() != word.empty())
-      throw Error(cat("data set list:{}: line {} {} a label, unlike the lines before", spec.path, line_number,
-                      word.empty() ? "lacks" : "has"));
-    files.push_back(std::move(line));
-    words.push_back(std::move(word));
-    lines.push_back(line_number);
-  }
-  if (files.empty()) throw Error(cat("data set list:{}: no image in it", spec.path));
-  const std::string root = fs::absolute(spec.path).parent_path().string();
-  std::error_code error;
-  if (!fs::exists(fs::path(root) / files[0], error))
-    throw Error(cat("data set list:{}: {} (line {}) does not exist; relative paths start at the list's folder",
-                    spec.path, files[0], lines[0]));
-
-  std::vector<int> labels(files.size(), -1);
-  std::vector<std::string> classes;
-  if (!words[0].empty()) {
-    const bool numbers = std::all_of(words.begin(), words.end(), [](const std::string& word) {
-      return std::all_of(word.begin(), word.end(), [](char c) { return c >= '0' && c <= '9'; });
-    });
-    if (numbers) {
-      constexpr int kMaxClasses = 1'000'000;
-      int count = 0;
-      for (size_t i = 0; i < words.size(); ++i) {
-        const auto result = std::from_chars(words[i].data(), words[i].data() + words[i].size(), labels[i]);
-        if (result.ec != std::errc() || labels[i] >= kMaxClasses)
-          throw Error(
-              cat("data set list:{}: line {}: label {} is not below {}", spec.path, lines[i], words[i], kMaxClasses));
-        count = std::max(count, labels[i] + 1);
-      }
-      for (int c = 0; c < count; ++c) classes.push_back(cat("{}", c));
-    } else {
-      std::map<std::string, int> number;
-      for (const std::string& word : words) number[word] = 0;
-      for (auto& [word, value] : number) {
-        value = static_cast<int>(classes.size());
-        classes.push_back(word);
-      }
-      for (size_t i = 0; i < words.size(); ++i) labels[i] = number[words[i]];
-    }
-  }
-  return std::make_unique<FileDataset>(spec, limits, root, std::move(files), std::move(labels), std::move(classes));
 }
 
 }  // namespace csml

@@ -4,7 +4,10 @@
 #include <algorithm>
 #include <limits>
 
-#include "data/dataset_kinds.h"
+#include "data/encoded.h"
+#include "data/kinds.h"
+#include "data/memory_dataset.h"
+#include "data/square.h"
 #include "engine/json.h"
 #include "engine/safetensors.h"
 #include "kernels/check.h"

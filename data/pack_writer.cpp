@@ -1,6 +1,5 @@
 #include <algorithm>
 
-#include "data/dataset_kinds.h"
 #include "data/pack.h"
 #include "engine/json.h"
 #include "engine/safetensors.h"

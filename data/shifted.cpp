@@ -4,7 +4,6 @@
 #include <array>
 #include <cstring>
 
-#include "data/dataset_kinds.h"
 #include "kernels/check.h"
 #include "kernels/random.h"
 

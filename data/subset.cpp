@@ -1,6 +1,5 @@
 #include "data/subset.h"
 
-#include "data/dataset_kinds.h"
 #include "kernels/check.h"
 
 namespace csml {

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <iterator>
 
-#include "data/dataset_kinds.h"
+#include "data/kinds.h"
+#include "data/memory_dataset.h"
+#include "data/square.h"
 #include "kernels/check.h"
 #include "kernels/random.h"
 
@@ -81,7 +83,7 @@ void draw_image(uint64_t split, uint64_t index, int shape, int size, uint8_t* ou
 
 }  // namespace
 
-std::unique_ptr<Dataset> open_synthetic(const DatasetSpec& spec) {
+std::unique_ptr<Dataset> open_synthetic(const DatasetSpec& spec, const DecodeLimits&) {
   if (spec.path != "shapes") throw UsageError(cat("data set synthetic:{}: did you mean synthetic:shapes?", spec.path));
   const int64_t count = spec.limit > 0 ? spec.limit : kDefaultCount;
   const int size = spec.size > 0 ? spec.size : kDefaultSize;

@@ -10,7 +10,6 @@
 #include <optional>
 #include <string_view>
 
-#include "data/dataset_kinds.h"
 #include "engine/file.h"
 #include "kernels/check.h"
 
@@ -65,9 +64,7 @@ struct Extended {
 
 class Reader {
  public:
-  explicit Reader(const std::string& path)
-      : path_(path), file_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
-    if (!file_) throw_errno("open", path);
+  Reader(const FileDescriptor& file, const std::string& path) : path_(path), file_(file) {
     struct stat status {};
     if (::fstat(file_.get(), &status) != 0) throw_errno("read", path);
     if (!S_ISREG(status.st_mode)) throw Error(cat("{}: not a regular file", path));
@@ -164,13 +161,19 @@ class Reader {
     }
   }
 
-  std::string path_;
-  FileDescriptor file_;
+  const std::string& path_;
+  const FileDescriptor& file_;
   uint64_t size_ = 0;
 };
 
 }  // namespace
 
-TarList list_tar(const std::string& path) { return Reader(path).list(); }
+TarList list_tar(const std::string& path) {
+  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!file) throw_errno("open", path);
+  return list_tar(file, path);
+}
+
+TarList list_tar(const FileDescriptor& file, const std::string& path) { return Reader(file, path).list(); }
 
 }  // namespace csml

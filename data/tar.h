@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "engine/file.h"
+
 namespace csml {
 
 /// A regular file in an archive: its bytes are at [offset, offset + bytes) of the archive.
@@ -23,5 +25,7 @@ struct TarList {
 /// Throws Error that names the archive and the byte: no tar, a header with a wrong checksum, a size behind the end of
 /// the file, a name longer than 4096 bytes, sparse files.
 TarList list_tar(const std::string& path);
+/// The same of an open file; `path` is for messages.
+TarList list_tar(const FileDescriptor& file, const std::string& path);
 
 }  // namespace csml

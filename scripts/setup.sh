@@ -17,7 +17,7 @@ TEXT
 }
 
 packages=(build-essential cmake ninja-build ccache git python3 clang-format
-  libdnnl-dev libjpeg-dev zlib1g-dev libstb-dev
+  libdnnl-dev libjpeg-dev libwebp-dev libtiff-dev libgif-dev zlib1g-dev libstb-dev
   libopenmpi-dev openmpi-bin
   libfmt-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libxxhash-dev liblinear-dev doctest-dev
   dataset-fashion-mnist)

@@ -32,11 +32,14 @@ VENDOR = {
     r"cuda|cudnn|cublas|nv": ["kernels/cuda/", "tests/vendor/"],
     r"nccl": ["engine/comm_nccl.cpp", "tests/vendor/"],
     r"mpi\.h": ["engine/comm_mpi.cpp"],
-    r"jpeglib|turbojpeg|jerror": ["data/decode.cpp", "tests/decode_test.cpp", "tests/roi_decode_test.cpp", "tests/fuzz/"],
+    r"jpeglib|turbojpeg|jerror": ["data/jpeg.cpp", "tests/decode_test.cpp", "tests/roi_decode_test.cpp", "tests/fuzz/"],
     r"linear\.h": ["csml/evaluation/svm.cpp"],
-    r"stb/": ["data/decode.cpp", "apps/picture.cpp"],
+    r"webp/": ["data/webp.cpp"],
+    r"tiff": ["data/tiff.cpp"],
+    r"gif_lib": ["data/gif.cpp"],
+    r"stb/": ["data/stb_images.cpp", "apps/picture.cpp"],
 }
-WITH_ALLOWED = {"engine/device.cpp", "engine/comm.cpp"}
+WITH_ALLOWED = {"engine/device.cpp", "engine/comm.cpp", "data/decode.cpp"}
 LINES = {".h": 250, ".cuh": 250, ".cpp": 500, ".cu": 500}
 SOURCE_FOLDERS = sorted(MAY_INCLUDE)
 CLANG_FORMAT_VERSION = 14

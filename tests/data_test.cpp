@@ -226,6 +226,67 @@ TEST_CASE("list: numbers, names, unlabelled, errors") {
   CHECK(contains(error_of([&] { open("\n"); }), "no image in it"));
 }
 
+TEST_CASE("list: CSV with and without a header, quotes, a byte-order mark") {
+  const Folder folder;
+  for (const char* name : {"a.ppm", "b, \"c\".ppm"}) spill(folder.path / name, "P6 1 1 255\nabc");
+  const auto open_csv = [&](const std::string& text) {
+    spill(folder.path / "l.csv", text);
+    return open_dataset((folder.path / "l.csv").string());
+  };
+  const auto named = open_csv("\xEF\xBB\xBFid,Label,Path\r\n1,cat,a.ppm\r\n2,\"a dog\",\"b, \"\"c\"\".ppm\"\r\n");
+  REQUIRE(named->size() == 2);
+  CHECK(named->class_names() == std::vector<std::string>{"a dog", "cat"});
+  CHECK(named->label(0) == 1);
+  CHECK(named->load(1).size() == 3);
+  CHECK(open_csv("a.ppm,3\n")->label(0) == 3);
+  CHECK(!open_csv("filename\na.ppm\n")->has_labels());
+  CHECK(contains(error_of([&] { open_csv("id,size\n1,2\n"); }), "no column called path"));
+  CHECK(contains(error_of([&] { open_csv("path,label\na.ppm\n"); }), "line 2 has 1 fields, the first has 2"));
+  CHECK(contains(error_of([&] { open_csv("path\n\"a.ppm\n"); }), "line 2: a quote does not end on its line"));
+}
+
+TEST_CASE("list: what is no list is called by its name") {
+  const Folder folder;
+  const auto refused = [&](const std::string& bytes) {
+    spill(folder.path / "x.dat", bytes);
+    return open_error((folder.path / "x.dat").string());
+  };
+  CHECK(contains(refused("PK\3\4...."), "not a list of images, but a ZIP archive (.zip, .npz)"));
+  CHECK(contains(refused("PAR1...."), "a Parquet file"));
+  CHECK(contains(refused("\x1F\x8B...."), "a gzip file"));
+}
+
+TEST_CASE("stl10: planes are read column by column, labels count from 1, unlabeled is a split") {
+  const Folder folder;
+  constexpr size_t kPlane = 96 * 96;
+  std::string image(3 * kPlane, '\0');
+  image[5 * 96 + 2] = 10;        // red of row 2, column 5
+  image[kPlane + 95 * 96] = 20;  // green of row 0, column 95
+  image[2 * kPlane + 95] = 30;   // blue of row 95, column 0
+  spill(folder.path / "train_X.bin", image + std::string(3 * kPlane, '\7'));
+  spill(folder.path / "train_y.bin", "\x01\x0A");
+  spill(folder.path / "unlabeled_X.bin", image);
+  const auto d = open_dataset(folder.path.string());
+  REQUIRE(d->size() == 2);
+  CHECK(contains(d->describe(), "stl10:"));
+  CHECK(d->label(0) == 0);
+  CHECK(d->label(1) == 9);
+  const Image first = d->load(0);
+  CHECK(first.view().row(2)[3 * 5] == 10);
+  CHECK(first.view().row(0)[3 * 95 + 1] == 20);
+  CHECK(first.view().row(95)[2] == 30);
+  CHECK(d->load(1).data()[100] == 7);
+  const auto rest = open_dataset(folder.path.string() + "?split=unlabeled");
+  CHECK(rest->size() == 1);
+  CHECK(!rest->has_labels());
+  CHECK(contains(open_error("stl10:" + folder.path.string() + "?split=test"), "test_X.bin is not there"));
+  spill(folder.path / "train_y.bin", "\x01\x0B");
+  CHECK(contains(open_error(folder.path.string()), "image 1 has label 11"));
+  spill(folder.path / "train_X.bin", image.substr(1));
+  CHECK(contains(open_error(folder.path.string()), "not a whole number of 27648-byte images"));
+  CHECK(contains(open_error("synthetic:shapes?split=unlabeled"), "split=unlabeled is for stl10 alone"));
+}
+
 TEST_CASE("synthetic: labelled, balanced, reproducible, split apart") {
   const auto d = open_dataset("synthetic:shapes?limit=30&size=24");
   CHECK(d->size() == 30);

@@ -1,8 +1,11 @@
 // Tar archives: what tar programs write is listed, what is damaged or unusual is refused by name; images in archives.
 #include "data/tar.h"
+#include "data/braces.h"
 #include "data/dataset.h"
 
 #include "tests/files.h"
+
+#include <zlib.h>
 
 #include <cstdlib>
 
@@ -158,4 +161,41 @@ TEST_CASE("archives that cannot be a data set are refused with one line") {
   const auto set = open_dataset("tar:" + a.path);
   CHECK(contains(error_of([&] { set->load(0); }), "a.tar/a.ppm: "));
   CHECK(set->load(1).width() == 2);
+}
+
+TEST_CASE("patterns with braces are lists and ranges of numbers, zeros kept") {
+  using Names = std::vector<std::string>;
+  CHECK(expand_braces("a.tar") == Names{"a.tar"});
+  CHECK(expand_braces("x-{08..11}.tar") == Names{"x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"});
+  CHECK(expand_braces("{a,b}{1..2}") == Names{"a1", "a2", "b1", "b2"});
+  CHECK(expand_braces("{a}{") == Names{"{a}{"});
+  CHECK(expand_braces("{3..1}") == Names{"{3..1}"});
+  CHECK(contains(error_of([] { expand_braces("{0..9999}{0..9999}"); }), "more than 1000000 names"));
+}
+
+TEST_CASE("archives by a range; one that is missing is named") {
+  Folder folder;
+  for (const char* name : {"00", "01"})
+    spill(folder.path / cat("s-{}.tar", name), member(cat("{}.ppm", name), "P6 1 1 255\nabc") + kEnd);
+  const std::string pattern = cat("tar:{}/s-{{00..01}}.tar", folder.path.string());
+  CHECK(open_dataset(pattern)->size() == 2);
+  const std::string more = cat("tar:{}/s-{{00..02}}.tar", folder.path.string());
+  CHECK(contains(error_of([&] { open_dataset(more); }), "s-02.tar is not there"));
+}
+
+TEST_CASE("a compressed archive is unpacked aside, and refused where it is cut") {
+  Archive a;
+  const std::string path = a.path + ".gz", tar = member("x.ppm", "P6 1 1 255\nabc") + member("x.cls", "3") + kEnd;
+  gzFile file = gzopen(path.c_str(), "wb");
+  REQUIRE(gzwrite(file, tar.data(), static_cast<unsigned>(tar.size())) == static_cast<int>(tar.size()));
+  REQUIRE(gzclose(file) == Z_OK);
+  const auto set = open_dataset(path);
+  REQUIRE(set->size() == 1);
+  CHECK(set->label(0) == 3);
+  const Image image = set->load(0);
+  CHECK(std::string(image.data(), image.data() + 3) == "abc");
+  CHECK(contains(set->describe(), "1 of 1 archives unpacked into temporary files"));
+  const std::string whole = slurp(path);
+  spill(path, whole.substr(0, whole.size() - 9));
+  CHECK(contains(error_of([&] { open_dataset(path); }), "truncated or damaged gzip file"));
 }

@@ -1,5 +1,5 @@
 // Any bytes as a batch file of CIFAR-10 or CIFAR-100 and as its file of class names.
-#include "data/dataset_kinds.h"
+#include "data/kinds.h"
 #include "tests/fuzz/dataset_checks.h"
 #include "tests/fuzz/target.h"
 
@@ -26,7 +26,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t bytes) {
   scratch.remove(hundred ? "test_batch.bin" : "test.bin");
 
   fuzz::error_of([&] {
-    const auto set = open_cifar(spec);
+    const auto set = open_cifar(spec, {});
     fuzz::require(static_cast<size_t>(set->size()) == records.size() / record, "every record is an image");
     fuzz::require(set->class_count() == (hundred ? 100 : 10), "there is a name for every class");
     fuzz::check_dataset(*set);

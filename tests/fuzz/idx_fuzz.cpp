@@ -1,7 +1,7 @@
 // Any bytes as IDX files of images and labels, plain, gzipped by the target, or as gzip files.
 #include <zlib.h>
 
-#include "data/dataset_kinds.h"
+#include "data/kinds.h"
 #include "tests/fuzz/dataset_checks.h"
 #include "tests/fuzz/target.h"
 
@@ -64,7 +64,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t bytes) {
   const DatasetSpec spec{
       .kind = "idx", .path = scratch.folder().string(), .size = switches & 4 ? 3 : 0, .channels = switches & 8 ? 1 : 3};
   fuzz::error_of([&] {
-    const auto set = open_idx(spec);
+    const auto set = open_idx(spec, {});
     fuzz::require(!file.starts_with("\x1f\x8b") || whole_gzip(file), "a damaged gzip file is refused");
     fuzz::check_dataset(*set);
   });

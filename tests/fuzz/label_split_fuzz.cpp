@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "data/dataset_kinds.h"
+#include "data/kinds.h"
 #include "tests/fuzz/target.h"
 
 using namespace csml;

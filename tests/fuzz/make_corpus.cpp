@@ -173,7 +173,12 @@ void put_other_images() {
   seed("image", "pgm", "P5\n# a comment\n4 3\n255\n" + std::string(12, 'x'));
   seed("image", "ppm", "P6 2 2 100 " + std::string(12, '2'));
   seed("image", "pgm_16", "P5 2 2 1000 " + std::string(8, '\1'));
-  seed("image", "gif", "GIF89a");
+  const SafetensorsFile formats = SafetensorsFile::open("tests/golden/formats.safetensors");
+  for (const char* name : {"webp_lossy", "webp_lossy_alpha", "webp_animated", "tiff_gray_lzw", "tiff_palette",
+                           "tiff_bits", "tiff_alpha", "gif_interlaced", "gif_transparent", "gif_animated"}) {
+    const NamedArray file = formats.read(cat("{}/file", name));
+    seed("image", name, std::string(reinterpret_cast<const char*>(file.data.data()), file.data.size()));
+  }
 }
 
 void put_coefficients() {
@@ -240,6 +245,14 @@ void put_data_sets() {
            bytes_of({9, 250}));
   seed("cifar", "bad_label", bytes_of({4, 10}));
   seed("cifar", "short", bytes_of({0, 7, 1, 2, 3}));
+  seed("stl10", "two", bytes_of({1, 2, 1, 10, 5, 6, 7}));
+  seed("stl10", "resized_gray_named", bytes_of({1 + 2 + 4 + 8, 1, 3}) + "airplane\nbird\ncar\n");
+  seed("stl10", "bad_label", bytes_of({1, 1, 11}));
+  seed("stl10", "short", bytes_of({0, 1, 3, 9, 9}));
+  seed("list", "csv", "path,label\na.pgm,cat\n\"a.pgm\",\"a \"\"dog\"\"\"\n");
+  seed("list", "marked",
+       "\xEF\xBB\xBF"
+       "a.pgm\t1\n");
 
   const std::string images = bytes_of({0, 0, 8, 3}) + big32(3) + big32(2) + big32(4) + std::string(24, 'p');
   const std::string labels = bytes_of({0, 0, 8, 1}) + big32(3) + bytes_of({0, 2, 1});

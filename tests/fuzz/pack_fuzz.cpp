@@ -1,7 +1,7 @@
 // Any bytes as the index of a pack, and as its shard, whose index is then written to fit.
 #include "data/pack.h"
 
-#include "data/dataset_kinds.h"
+#include "data/kinds.h"
 #include "engine/json.h"
 #include "engine/safetensors.h"
 #include "tests/fuzz/dataset_checks.h"

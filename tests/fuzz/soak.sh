@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 seconds=600 jobs=1 folder=build/fuzz/soak extra= only_report=
 # In this order: what reads the most complicated formats first.
-all=(baseline_jpeg jpeg_coefficients image safetensors idx tar pack manifest config cifar list label_split spec metrics weights)
+all=(baseline_jpeg jpeg_coefficients image safetensors idx tar pack manifest config cifar list label_split spec stl10 metrics weights)
 targets=()
 for argument in "$@"; do
   case "$argument" in

@@ -1,5 +1,5 @@
 // Any text as the SPEC of a data set. Only synthetic ones are opened: others would read what happens to be there.
-#include "data/dataset_kinds.h"
+#include "data/kinds.h"
 #include "tests/fuzz/dataset_checks.h"
 #include "tests/fuzz/target.h"
 

@@ -2,7 +2,7 @@
 // so every archive is tried a second time with the right ones.
 #include "data/tar.h"
 
-#include "data/dataset_kinds.h"
+#include "data/kinds.h"
 #include "tests/fuzz/dataset_checks.h"
 #include "tests/fuzz/target.h"
 
