@@ -37,8 +37,11 @@ Command report_command(CLI::App& app);
 struct CommonOptions {
   bool json = false, quiet = false;
   int threads = 0;
+  bool keep = true;  // of evaluations: their results in the run (apps/kept_result.h)
 };
 /// --json, --quiet and, where `threads`, --threads.
+/// --no-keep, of evaluations.
+void add_keep_option(CLI::App& app, CommonOptions& options);
 void add_common_options(CLI::App& app, CommonOptions& options, bool threads = true);
 /// Puts them into effect, for one of the processes of a job.
 void start(const CommonOptions& options, const Launch& launch = {});

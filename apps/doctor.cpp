@@ -141,7 +141,7 @@ std::vector<Finding> examine_collectives(Device& device, Comm& comm) {
       .check = "all-reduce: latency", .text = cat("{:.1f} us for one number", 1e6 * latency), .value = latency};
   if (latency > 2e-3) {
     delay.health = Health::warn;
-    delay.advice = "processes wait for cores: fewer processes, OMP_WAIT_POLICY=passive, --bind-to none";
+    delay.advice = "processes wait for cores: fewer processes, --bind-to none";
   }
   // Spread of the wall clocks, by which logs of several machines are read beside each other.
   comm.barrier();

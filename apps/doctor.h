@@ -31,10 +31,12 @@ struct Machine {
   bool has_shm = false;
   uint64_t shm = 0, shm_free = 0;                                                // /dev/shm
   uint64_t open_files = 0, locked_memory = 0, file_size = 0, address_space = 0;  // limits of this process
-  std::string omp_threads{}, omp_wait_policy{};                                  // environment; empty: not set
+  std::string omp_threads{}, waits{};                                            // environment; empty: not set
   std::vector<std::string> switches{};  // CSML_… that are for looking for mistakes
   double unix_time = 0;
 };
+/// Cores that the control groups of this process grant it; 0 where they set no limit. Files under `root`.
+double quota_cores(const std::filesystem::path& root = "/");
 /// As it is; files under `root` (a test gives another one).
 Machine read_machine(const std::filesystem::path& root = "/");
 /// What is worth saying of a machine, for `processes` of a job on it that use `threads` each, with a card or not.

@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "apps/doctor.h"
+#include "apps/short_waits.h"
 
 namespace csml {
 namespace {
@@ -77,6 +78,18 @@ uint64_t memory_limit(const fs::path& root) {
   return limit == kNone ? 0 : limit;
 }
 
+uint64_t limit_of(__rlimit_resource resource) {
+  struct rlimit limit {};
+  return getrlimit(resource, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY ? limit.rlim_cur : 0;
+}
+
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+}  // namespace
+
 double quota_cores(const fs::path& root) {
   double cores = 0;
   const auto take = [&](double quota, double period) {
@@ -92,18 +105,6 @@ double quota_cores(const fs::path& root) {
   }
   return cores;
 }
-
-uint64_t limit_of(__rlimit_resource resource) {
-  struct rlimit limit {};
-  return getrlimit(resource, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY ? limit.rlim_cur : 0;
-}
-
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value ? value : "";
-}
-
-}  // namespace
 
 Machine read_machine(const fs::path& root) {
   Machine m;
@@ -128,7 +129,7 @@ Machine read_machine(const fs::path& root) {
   m.file_size = limit_of(RLIMIT_FSIZE);
   m.address_space = limit_of(RLIMIT_AS);
   m.omp_threads = environment("OMP_NUM_THREADS");
-  m.omp_wait_policy = environment("OMP_WAIT_POLICY");
+  m.waits = waits_in_force();
   for (const char* name : {"CSML_EAGER", "CSML_NAN", "CSML_SYNC", "CSML_DETERMINISTIC", "CSML_CUDA_PLANS"})
     if (environment(name) == "1") m.switches.emplace_back(name);
   m.unix_time = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -154,10 +155,11 @@ std::vector<Finding> examine_machine(const Machine& m, int processes, int thread
   say(cores);
 
   Finding compute{.check = "threads",
-                  .text = cat("{} compute threads{}", threads,
-                              m.omp_threads.empty() ? "" : cat(" (OMP_NUM_THREADS={})", m.omp_threads)),
+                  .text = cat("{} compute threads{}{}", threads,
+                              m.omp_threads.empty() ? "" : cat(" (OMP_NUM_THREADS={})", m.omp_threads),
+                              m.waits.empty() ? "" : cat(", which wait by {}", m.waits)),
                   .value = threads};
-  if (threads > usable) {
+  if (threads > std::ceil(usable)) {
     compute.health = Health::warn;
     compute.advice =
         cat("more than the {:.0f} cores to be had, and threads that wait for each other starve: set "
@@ -167,9 +169,11 @@ std::vector<Finding> examine_machine(const Machine& m, int processes, int thread
   say(compute);
 
   Finding load{.check = "load", .text = cat("{:.1f} runnable threads in the last minute", m.load), .value = m.load};
-  if (m.load > 0.5 * m.cores && m.omp_wait_policy != "passive" && m.omp_wait_policy != "PASSIVE") {
-    load.health = Health::warn;
-    load.advice = "other work shares this machine: set OMP_WAIT_POLICY=passive, and read no timings";
+  if (m.load > 0.5 * m.cores) {
+    const bool spins = m.waits.empty() || m.waits == "OMP_WAIT_POLICY=active";
+    load.health = spins ? Health::warn : Health::ok;
+    load.advice = cat("other work shares this machine: read no timings{}",
+                      spins ? ", and unset OMP_WAIT_POLICY: threads that spin starve their neighbours" : "");
   }
   say(load);
 

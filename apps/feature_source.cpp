@@ -77,6 +77,7 @@ void add_labelled_options(CLI::App& app, LabelledOptions& options, bool files) {
         ->type_name("FILE");
   }
   add_feature_options(app, options.source, "q");
+  add_keep_option(app, options.common);
   add_common_options(app, options.common);
 }
 

@@ -6,6 +6,7 @@
 
 #include "apps/command.h"
 #include "apps/feature_source.h"
+#include "apps/kept_result.h"
 #include "apps/run_folder.h"
 #include "csml/evaluation/label_split.h"
 #include "data/subset.h"
@@ -326,7 +327,7 @@ int run(Options& o, const std::vector<std::string>& arguments) {
                      {"protocol", json["protocol"].get<std::string>()}});
   write_text_file(fs::path(o.out) / "result.json",
                   json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
-  answer(o.common, json, text);
+  answer_result(o.common, json, text);
   return 0;
 }
 

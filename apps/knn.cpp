@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "apps/feature_set.h"
+#include "apps/kept_result.h"
 #include "csml/evaluation/probe_knn.h"
 
 namespace csml {
@@ -72,11 +73,12 @@ int run(Options& o, bool own_k, bool own_temperature) {
   for (const KnnResult& result : results) {
     json["results"].push_back(
         {{"k", result.k}, {"temperature", result.temperature}, {"top1", result.top1}, {"top5", result.top5}});
-    text += cat("k-NN  k {:<4} top-1 {:6.2f} %   top-5 {:6.2f} %\n", result.k, result.top1, result.top5);
+    text += cat("k-NN  k {:<4} top-1 {:6.2f} %{}\n", result.k, result.top1,
+                result.k > 1 ? cat("   top-5 {:6.2f} %", result.top5) : "");  // one vote has no second
   }
   text +=
       cat("{} training and {} test images; {}\n", train.size(), sets.test->size(), json["protocol"].get<std::string>());
-  answer(o.common, json, text);
+  answer_result(o.common, json, text);
   return 0;
 }
 

@@ -2,6 +2,7 @@
 #include <chrono>
 
 #include "apps/feature_set.h"
+#include "apps/kept_result.h"
 #include "apps/linear_augmented.h"
 #include "csml/evaluation/probe_linear.h"
 #include "engine/log.h"
@@ -80,7 +81,7 @@ int run(Options& o) {
   text += cat("linear  top-1 {:6.2f} %   top-5 {:6.2f} %   (last epoch; best epoch on test {}: {:.2f} %)\n",
               result.top1, result.top5, result.best_epoch, result.best_top1);
   text += protocol + "\n";
-  answer(o.common, json, text);
+  answer_result(o.common, json, text);
   return 0;
 }
 

@@ -1,4 +1,5 @@
 #include "apps/linear_augmented.h"
+#include "apps/kept_result.h"
 
 #include <chrono>
 #include <optional>
@@ -85,7 +86,7 @@ int run_linear_augmented(const LabelledOptions& asked, LinearAugmented& o) {
   }
   json["holdout_top1"] = json["blocks"].back()["holdout_top1"];
   text += protocol + "\n";
-  answer(asked.common, json, text);
+  answer_result(asked.common, json, text);
   return 0;
 }
 

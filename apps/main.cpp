@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "apps/command.h"
+#include "apps/short_waits.h"
 #include "engine/comm.h"
 #include "engine/nearest.h"
 #include "engine/text.h"
@@ -129,6 +130,7 @@ int run(int argc, char** argv) {
 }  // namespace csml
 
 int main(int argc, char** argv) {
+  csml::prefer_short_waits(argv);
   csml::prepare_process();
   try {
     return csml::run(argc, argv);

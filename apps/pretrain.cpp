@@ -3,8 +3,10 @@
 #include "apps/config.h"
 #include "apps/keys.h"
 #include "apps/run_folder.h"
+#include "apps/run_metrics.h"
 #include "apps/same_start.h"
 #include "apps/stop_signals.h"
+#include "apps/verdict.h"
 #include "csml/method/base.h"
 #include "csml/method/resolve.h"
 #include "csml/training/memory_plan.h"
@@ -154,10 +156,11 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
   }
   if (comm.rank() == 0)
     answer(o.common, result_json(o, resolved.config, result),
-           cat("{} after {} steps ({} epochs) in {}: {}{}; {}\n", result.stopped ? "stopped" : "done", result.steps,
+           cat("{} after {} steps ({} epochs) in {}: {}{}; {}\n{}\n", result.stopped ? "stopped" : "done", result.steps,
                result.epochs, duration_text(result.seconds),
                result.loss ? cat("loss {:.4f}", *result.loss) : "no step was left to take",
-               result.knn_top1 < 0 ? "" : cat(", online k-NN {:.2f} %", result.knn_top1), result.checkpoint.string()));
+               result.knn_top1 < 0 ? "" : cat(", online k-NN {:.2f} %", result.knn_top1), result.checkpoint.string(),
+               judge(read_metrics(options.out / "metrics.jsonl")).text()));
   comm.phase("the end");
   signals.phase("the end");
   comm.barrier();  // a launcher ends all processes when one is gone with an exit code that is not 0

@@ -7,9 +7,11 @@
 #include "apps/command.h"
 #include "apps/config.h"
 #include "apps/html.h"
+#include "apps/kept_result.h"
 #include "apps/report_pictures.h"
 #include "apps/report_style.h"
 #include "apps/run_metrics.h"
+#include "apps/verdict.h"
 #include "csml/method/base.h"
 #include "engine/json.h"
 #include "engine/log.h"
@@ -128,7 +130,22 @@ std::string tiles_html(const Metrics& m, const std::optional<Config>& config) {
   return html.empty() ? "" : "<div class=\"tiles\">" + html + "</div>\n";
 }
 
-/// What a reader should know first, in plain words.
+/// The first sentence of the page, and how it comes about.
+std::string verdict_html(const Verdict& v) {
+  const char* kind = v.health == Verdict::Health::ok ? "ok" : v.health == Verdict::Health::warn ? "warn" : "fail";
+  std::string rows;
+  for (const VerdictState& known : verdict_states())
+    rows += cat("<tr{}><td>{}</td><td>{}</td><td>{}</td></tr>\n", v.state == known.state ? " class=\"this\"" : "",
+                escape_html(known.sentence), escape_html(known.means), escape_html(known.helps));
+  return cat(
+      "<p class=\"verdict {}\">{}</p>\n<details class=\"rules\"><summary>How this is judged</summary>"
+      "<p>The first of these that applies; thresholds: docs/reading-a-run.md.</p><div class=\"scroll\"><table>"
+      "<thead><tr><th>verdict</th><th>what it means</th><th>what helps</th></tr></thead><tbody>{}</tbody></table></div>"
+      "</details>\n",
+      kind, escape_html(v.text()), rows);
+}
+
+/// What else a reader should know, in plain words.
 std::string notes_html(const Metrics& m, const std::vector<json>& bad_images, const std::optional<Checkpoint>& newest,
                        const std::optional<Config>& config) {
   std::string html;
@@ -139,21 +156,6 @@ std::string notes_html(const Metrics& m, const std::vector<json>& bad_images, co
   if (newest && config && newest->epoch < config->train.epochs)
     note(false,
          cat("Not finished: {} of {} epochs are done. The same command goes on.", newest->epoch, config->train.epochs));
-  const Series spread = series(m, m.step, "", "feature_spread"), loss = series(m, m.step, "", "loss"),
-               chance = series(m, m.step, "", "chance"), wait = series(m, m.step, "", "data_wait");
-  if (has_values(spread) && last(spread) < 0.2)
-    note(true, cat("The feature spread is {:.2f}: the embeddings are collapsing to few directions, and a low loss says "
-                   "nothing good.",
-                   last(spread)));
-  if (has_values(chance) && last(loss) > last(chance) - 0.05)
-    note(true,
-         "The loss is at chance level: nothing has been learnt yet. A smaller queue, a lower momentum of the key "
-         "encoder (0.99) or more steps help on small data.");
-  if (has_values(wait) && median(wait) > 0.1)
-    note(true, cat("{:.0f} % of the time went into waiting for data: more data.workers, or smaller images.",
-                   100 * median(wait)));
-  if (m.eval.size() > 1 && number(m.eval.back(), "top1") < number(m.eval.front(), "top1"))
-    note(true, "The k-NN accuracy is below that of the untrained encoder.");
   for (const json& line : m.event)
     if (text_of(line, "event") == "non_finite") {
       note(true, "At least one step had a loss or gradient that was not finite; such steps changed nothing.");
@@ -164,7 +166,6 @@ std::string notes_html(const Metrics& m, const std::vector<json>& bad_images, co
   return html.empty() ? "" : "<ul class=\"notes\">" + html + "</ul>\n";
 }
 
-/// Evaluations: the online ones, and every RUN/*.json that an evaluation command printed.
 /// XXH3-128 of the weights of every checkpoint that the run still has.
 std::set<std::string> contents_of_checkpoints(const fs::path& run) {
   std::set<std::string> contents;
@@ -176,6 +177,7 @@ std::set<std::string> contents_of_checkpoints(const fs::path& run) {
   return contents;
 }
 
+/// Evaluations: the online ones, and every RUN/*.json that an evaluation command printed.
 std::string results_html(const fs::path& run, const Metrics& m) {
   std::vector<json> lines;
   if (!m.eval.empty()) {
@@ -184,9 +186,10 @@ std::string results_html(const fs::path& run, const Metrics& m) {
   }
   std::error_code error;
   std::set<fs::path> files;
-  for (const fs::directory_entry& entry : fs::directory_iterator(run, error))
-    if (entry.path().extension() == ".json" && entry.path().filename() != "environment.json")
-      files.insert(entry.path());
+  for (const fs::path& folder : {run, run / kResultsFolder})
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder, error))
+      if (entry.path().extension() == ".json" && entry.path().filename() != "environment.json")
+        files.insert(entry.path());
   const std::set<std::string> own = contents_of_checkpoints(run);
   std::string left_out;
   for (const fs::path& file : files) {
@@ -357,13 +360,16 @@ int run(const Options& o) {
           "<style>{}</style></head>\n<body><main>\n<header><h1>{}</h1><p>{}</p>",
           escape_html(name), kReportStyle, escape_html(name), escape_html(about));
   if (config) html += cat("<p>{}</p>", escape_html(config->data.train));
-  html += "</header>\n" + tiles_html(metrics, config) + notes_html(metrics, bad_images, newest, config);
+  const Verdict verdict = judge(metrics);
+  html += "</header>\n" + verdict_html(verdict) + tiles_html(metrics, config) +
+          notes_html(metrics, bad_images, newest, config);
+  html += results_html(folder, metrics);
   if (const std::string charts = charts_html(metrics, config); !charts.empty())
     html +=
         "<section><h2>Training</h2><p>What each curve means and what trouble looks like: docs/reading-a-run.md.</p>"
         "<div class=\"charts\">" +
         charts + "</div></section>\n";
-  html += results_html(folder, metrics) + pictures_html(o, config, newest) + run_html(folder, metrics, bad_images);
+  html += pictures_html(o, config, newest) + run_html(folder, metrics, bad_images);
   html += cat("<footer>csml {} ({}){}</footer>\n</main></body></html>\n", kVersion, kCommit,
               newest ? escape_html(cat(" · {}", newest->folder.filename().string())) : "");
 
@@ -373,9 +379,12 @@ int run(const Options& o) {
          {{"task", "report"},
           {"out", out.string()},
           {"bytes", digest.bytes},
+          {"verdict", verdict.state},
+          {"reason", verdict.reason},
+          {"advice", verdict.advice},
           {"steps", metrics.step.empty() ? 0.0 : number(metrics.step.back(), "step")},
           {"checkpoint", newest ? json(newest->folder.string()) : json()}},
-         cat("{}\n", out.string()));
+         cat("{}\n{}\n", verdict.text(), out.string()));
   return 0;
 }
 
@@ -404,8 +413,8 @@ Command report_command(CLI::App& app) {
   add_common_options(app, o->common);
   app.footer(
       "Example: csml report runs/demo\n"
-      "Results of other evaluations join the table when their JSON lies in the folder: csml knn … --json > "
-      "runs/demo/knn.json");
+      "Evaluations of the run's checkpoints (csml knn, linear, svm, finetune) are kept in runs/demo/eval and join the "
+      "table.");
   return [o] { return run(*o); };
 }
 

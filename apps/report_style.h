@@ -59,6 +59,11 @@ td.quiet { color: var(--muted); font-size: 13px; } tr.section th { font-weight: 
 .picture span { display: block; font-size: 12px; line-height: 1.35; color: var(--muted); margin-top: 4px;
   overflow-wrap: anywhere; }
 .unreadable { display: flex; align-items: center; justify-content: center; font-size: 12px; color: var(--muted); }
+.verdict { font-size: 1.15rem; line-height: 1.45; margin: 18px 0 6px; padding: 12px 16px; background: var(--card);
+  border-left: 5px solid var(--line-0); }
+.verdict.warn { border-left-color: var(--warn); }
+.verdict.fail { border-left-color: var(--warn); font-weight: 600; }
+.rules tr.this td { font-weight: 600; }
 .notes { list-style: none; padding: 0; margin: 18px 0 0; }
 .notes li { padding: 7px 14px; border-left: 3px solid var(--line-0); background: var(--card); margin-bottom: 6px;
   border-radius: 0 6px 6px 0; }

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "apps/feature_set.h"
+#include "apps/kept_result.h"
 #include "csml/evaluation/label_split.h"
 #include "csml/evaluation/svm.h"
 #include "engine/log.h"
@@ -79,7 +80,7 @@ int run(const Options& o) {
   }
   json["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   text += json["protocol"].get<std::string>() + "\n";
-  answer(o.common, json, text);
+  answer_result(o.common, json, text);
   return 0;
 }
 

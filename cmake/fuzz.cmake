@@ -36,6 +36,7 @@ if(CSML_FUZZ)
   csml_library(csml_parsers
     apps/chart.cpp
     apps/run_metrics.cpp
+    apps/verdict.cpp
     csml/evaluation/label_split.cpp
     data/baseline_jpeg.cpp
     data/braces.cpp
@@ -44,6 +45,7 @@ if(CSML_FUZZ)
     data/dataset.cpp
     data/decode.cpp
     data/encoded.cpp
+    data/exif.cpp
     data/file_dataset.cpp
     data/gzip.cpp
     data/idx.cpp

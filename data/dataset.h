@@ -25,6 +25,7 @@
 //   size=N             images come as N x N: short side resized to N (bilinear), central crop
 //   channels=1|3       gray is repeated to 3 channels, colour is reduced to luma for 1 (default 3)
 //   labels=none        forgets the labels
+//   exif=apply|ignore  turns JPEG files upright by the orientation in their EXIF (default ignore, as torchvision does)
 //
 // Errors: UsageError for a SPEC that cannot be read, Error for data that are missing or damaged.
 #pragma once
@@ -44,7 +45,7 @@ namespace csml {
 /// Memory reused from image to image, one per thread.
 struct LoadScratch {
   std::vector<uint8_t> bytes;
-  Image decoded, resized;
+  Image decoded, upright, resized;
   ResizeScratch resize;
 };
 

@@ -3,7 +3,7 @@
 //
 // The format is taken from the first bytes, never from the file's name. What the pixels mean follows Pillow's
 // convert("RGB") and convert("L"), so that training sees what torchvision would show:
-// - EXIF orientation (but that of a TIFF) and ICC profiles are not applied; alpha is dropped, not composited;
+// - EXIF orientation (but that of a TIFF; data/exif.h) and ICC profiles are not applied; alpha is dropped, not composited;
 // - the first frame of an animation and the first page of a TIFF are the image;
 // - 16-bit PNG samples keep their high byte (Pillow clips 16-bit gray instead);
 // - CMYK and YCCK are read as Adobe writes them, inverted: r = (1 - c)(1 - k);

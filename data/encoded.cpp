@@ -1,11 +1,12 @@
 #include "data/encoded.h"
+#include "data/exif.h"
 #include "data/square.h"
 #include "kernels/check.h"
 
 namespace csml {
 
 EncodedDataset::EncodedDataset(const DatasetSpec& spec, const DecodeLimits& limits)
-    : limits_(limits), size_(spec.size) {
+    : limits_(limits), size_(spec.size), exif_(spec.exif) {
   kind_ = spec.kind;
   path_ = spec.path;
   channels_ = spec.channels;
@@ -17,7 +18,7 @@ std::string EncodedDataset::pixels_text() const {
 }
 
 bool EncodedDataset::encoded(int64_t i, std::vector<uint8_t>& bytes) const {
-  if (size_ > 0) return false;  // size= asks for other pixels than the file's
+  if (size_ > 0 || exif_) return false;  // size= and exif= ask for other pixels than the file's
   try {
     read(i, bytes);
   } catch (const std::exception& e) { throw Error(cat("{}: {}", name(i), e.what())); }
@@ -25,11 +26,15 @@ bool EncodedDataset::encoded(int64_t i, std::vector<uint8_t>& bytes) const {
 }
 
 ImageView EncodedDataset::view(int64_t i, LoadScratch& scratch, const ChooseRegion& region) const {
+  int orientation = 1;
   try {
     read(i, scratch.bytes);
-    decode_image(scratch.bytes, channels_, scratch.decoded, limits_, size_ > 0 ? ChooseRegion() : region);
+    if (exif_) orientation = exif_orientation(scratch.bytes);
+    const bool whole = size_ > 0 || orientation != 1;
+    decode_image(scratch.bytes, channels_, scratch.decoded, limits_, whole ? ChooseRegion() : region);
   } catch (const std::exception& e) { throw Error(cat("{}: {}", name(i), e.what())); }
-  const ImageView image = scratch.decoded.view();
+  if (orientation != 1) turn_upright(scratch.decoded.view(), orientation, scratch.upright);
+  const ImageView image = (orientation != 1 ? scratch.upright : scratch.decoded).view();
   return size_ > 0 ? fit_square(image, size_, scratch.resized, scratch.resize) : image;
 }
 

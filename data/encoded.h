@@ -27,6 +27,7 @@ class EncodedDataset : public Dataset {
  private:
   DecodeLimits limits_;
   int size_;
+  bool exif_;
 };
 
 }  // namespace csml

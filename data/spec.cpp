@@ -13,7 +13,7 @@ namespace csml {
 namespace fs = std::filesystem;
 namespace {
 
-const std::vector<std::string> kOptions = {"split", "limit", "holdout", "part", "size", "channels", "labels"};
+const std::vector<std::string> kOptions = {"split", "limit", "holdout", "part", "size", "channels", "labels", "exif"};
 
 std::string joined(const std::vector<std::string>& words) {
   std::string text;
@@ -68,6 +68,8 @@ void set_option(DatasetSpec& spec, const std::string& option) {
     spec.size = static_cast<int>(whole_number(name, value, 1, 4096));
   } else if (name == "channels") {
     spec.channels = choice({"1", "3"}) == "1" ? 1 : 3;
+  } else if (name == "exif") {
+    spec.exif = choice({"apply", "ignore"}) == "apply";
   } else {
     choice({"none"});
     spec.labels = false;

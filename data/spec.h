@@ -18,6 +18,7 @@ struct DatasetSpec {
   int size = 0;               // 0: as stored
   int channels = 3;
   bool labels = true;
+  bool exif = false;  // exif=apply
 };
 
 /// Throws UsageError naming the word that cannot be read and the nearest one that can.

@@ -430,7 +430,8 @@ class CliTest(unittest.TestCase):
         done = self.answers("report", self.run_folder, "--samples", 3)
         html = (self.run_folder / "report.html").read_text()
         self.assertEqual(done["bytes"], len(html.encode()))
-        for part in ("<svg", "Augmented views", "Nearest neighbours", "data:image/png;base64,", "chance, log(K + 1) = ",
+        self.assertIn(done["verdict"], ("learns", "too early", "at chance", "below untrained"))
+        for part in ("<p class=\"verdict", "How this is judged", done["reason"], "<svg", "Augmented views", "Nearest neighbours", "data:image/png;base64,", "chance, log(K + 1) = ",
                      "prefers-color-scheme", "method.name".split(".")[1], "svm, k = 4, mAP 34.57 %",
                      "finetune, fine-tune", "23.45", "the first", "finetune, self-train"):
             self.assertIn(part, html)

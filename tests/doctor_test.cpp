@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "apps/doctor.h"
+#include "apps/short_waits.h"
 #include "apps/sizing.h"
 
 #include "tests/files.h"
@@ -62,12 +63,16 @@ TEST_CASE("each thing that a machine lacks is named in its own line") {
             "cores", [](Machine& m) { m.allowed_cores = 1; }, 4, 1) == Health::warn);
   CHECK(only(
             "threads", [](Machine&) {}, 4, 17) == Health::warn);
-  CHECK(only("threads", [](Machine& m) { m.quota_cores = 3.5; }) == Health::warn);
+  CHECK(only("threads", [](Machine& m) { m.quota_cores = 2.5; }) == Health::warn);
   CHECK(only("load", [](Machine& m) { m.load = 12; }) == Health::warn);
   CHECK(only("load", [](Machine& m) {
           m.load = 12;
-          m.omp_wait_policy = "passive";
+          m.waits = "GOMP_SPINCOUNT=1000";
         }) == Health::ok);
+  CHECK(only("load", [](Machine& m) {
+          m.load = 12;
+          m.waits = "OMP_WAIT_POLICY=active";
+        }) == Health::warn);
   CHECK(only("memory", [](Machine& m) { m.available_memory = 6 * kGiB; }) == Health::warn);
   CHECK(only("memory", [](Machine& m) { m.memory_limit = 512 * kMiB; }) == Health::fail);
   CHECK(only("memory", [](Machine& m) { m.address_space = 8 * kGiB; }) == Health::warn);
@@ -166,4 +171,20 @@ TEST_CASE("sizing: nothing is exposed on one card, and the formulas by hand on 1
   const double bucket = 20e-6 + 2 * 7 / 8.0 * 8e6 / 1e9;
   CHECK(slow.exposed > 10 * bucket - 0.5 * slow.step);
   CHECK(slow.efficiency < 0.8);
+}
+
+TEST_CASE("how threads wait is told by the environment, and kept where it says something") {
+  const auto with = [](const char* spins, const char* policy) {
+    for (const auto& [name, value] : {std::pair{"GOMP_SPINCOUNT", spins}, std::pair{"OMP_WAIT_POLICY", policy}})
+      if (value)
+        ::setenv(name, value, 1);
+      else
+        ::unsetenv(name);
+    return waits_in_force();
+  };
+  CHECK(with(nullptr, nullptr).empty());
+  CHECK(with("1000", nullptr) == "GOMP_SPINCOUNT=1000");
+  CHECK(with(nullptr, "passive") == "OMP_WAIT_POLICY=passive");
+  prefer_short_waits(nullptr);  // returns: the environment speaks
+  CHECK(with("77", "active") == "GOMP_SPINCOUNT=77");
 }

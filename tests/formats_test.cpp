@@ -1,5 +1,7 @@
 // WebP, TIFF and GIF: the pixels that Pillow sees (tests/golden/formats.py), and what is refused.
+#include "data/dataset.h"
 #include "data/decode.h"
+#include "data/exif.h"
 #include "data/image.h"
 #include "engine/safetensors.h"
 #include "engine/tensor.h"
@@ -119,4 +121,29 @@ TEST_CASE("formats: what is known and not read is called by its name") {
                  "HEIC is not supported"));
   CHECK(contains(refused("\xFF\x0A....."sv), "JPEG XL is not supported"));
   CHECK(contains(refused("RIFF\1\0\0\0WAVEfmt "sv), "not an image: it begins with \"RIFF\\x01"));
+}
+
+TEST_CASE("formats: EXIF's orientation turns a JPEG upright when asked, as Pillow does") {
+  const Golden golden("formats");
+  const Folder folder;
+  for (int orientation = 1; orientation <= 8; ++orientation) {
+    CAPTURE(orientation);
+    const std::string name = cat("jpeg_turned_{}", orientation);
+    const Bytes bytes = golden.values<uint8_t>(name + "/file");
+    CHECK(exif_orientation(bytes) == orientation);
+    spill(folder.path / "a.jpg", std::string(bytes.begin(), bytes.end()));
+    const auto set = open_dataset(cat("folder:{}?exif=apply", folder.path.string()));
+    const Shape shape = golden.shape(name + "/rgb");
+    const Image image = set->load(0);
+    REQUIRE(image.height() == shape[0]);
+    REQUIRE(image.width() == shape[1]);
+    CHECK(distance(image, golden.values<uint8_t>(name + "/rgb")) == 0);
+    std::vector<uint8_t> packed;
+    CHECK(!set->encoded(0, packed));  // the file's bytes are other pixels
+    CHECK(open_dataset(folder.path.string())->load(0).height() == 21);
+    for (size_t length = 0; length < bytes.size(); length += 3) {
+      const int seen = exif_orientation(std::span(bytes).first(length));
+      CHECK((seen == 1 || seen == orientation));
+    }
+  }
 }

@@ -198,6 +198,28 @@ class RunsTest(unittest.TestCase):
         self.assertNotIn("knn.json; ", other)
         self.assertIn("knn.json is left out: it judges", other)
 
+    def test_an_evaluation_is_kept_in_the_run_it_judges(self):
+        run = self.tmp / "a"
+        self.train(run)
+        ask = "knn", "--checkpoint", run, "--train", TRAIN, "--test", TEST
+        self.assertEqual(csml(*ask, "--no-keep").returncode, 0)
+        self.assertFalse((run / "eval").exists())
+        done = csml(*ask, "--k", 1)
+        self.assertIn("kept in ", done.stdout)
+        self.assertNotIn("top-5", done.stdout)  # one vote has no second
+        self.assertEqual(csml(*ask, "--k", 1).returncode, 0)
+        (kept,) = (run / "eval").iterdir()  # the same question again replaces its answer
+        self.assertEqual(csml(*ask, "--k", 3).returncode, 0)
+        self.assertEqual(len(list((run / "eval").iterdir())), 2)
+        result = json.loads(kept.read_text())
+        p, n = result["top1"] / 100, result["n_test"]
+        self.assertAlmostEqual(result["standard_error"], 100 * (p * (1 - p) / n) ** 0.5)
+        self.assertRegex(result["date"], r"^\d{4}-\d\d-\d\dT")
+        self.assertEqual(csml("report", run, "--no-pictures").returncode, 0)
+        self.assertIn(kept.name, (run / "report.html").read_text())
+        self.train(run, "--overwrite")
+        self.assertFalse((run / "eval").exists())
+
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "data/decode.h"
+#include "data/exif.h"
 #include "tests/fuzz/target.h"
 
 using namespace csml;
@@ -92,6 +93,8 @@ bool repair_png(std::vector<uint8_t>& bytes) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t bytes) {
+  const int orientation = exif_orientation({data, bytes});
+  fuzz::require(orientation >= 1 && orientation <= 8, "an orientation is one of eight");
   check({data, bytes});
   std::vector<uint8_t> repaired(data, data + bytes);
   if (repair_png(repaired)) check(repaired);

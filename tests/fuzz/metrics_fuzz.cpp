@@ -1,6 +1,7 @@
 // Any bytes as the metrics.jsonl of a run, read and drawn as csml report does.
 #include "apps/html.h"
 #include "apps/run_metrics.h"
+#include "apps/verdict.h"
 #include "tests/fuzz/target.h"
 
 using namespace csml;
@@ -19,5 +20,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t bytes) {
     for (const nlohmann::json& line : *lines)
       for (const char* key : {"text", "event", "step", "task"}) escape_html(text_of(line, key));
   for (const Series& s : all) median(s);
+  fuzz::require(judge(metrics).text().size() < 1000, "there is a verdict on everything");
   return 0;
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes formats.safetensors: small WebP, TIFF and GIF files beside the pixels that Pillow sees in them.
+"""Writes formats.safetensors: small WebP, TIFF and GIF files beside the pixels that Pillow sees in them, and JPEG
+files with an EXIF orientation beside upright pixels.
 
 NAME/file (U8 [bytes]), NAME/rgb (U8 [H, W, 3], convert("RGB")), NAME/gray (U8 [H, W], convert("RGB").convert("L")).
 Needs Pillow alone: python3 tests/golden/formats.py"""
@@ -9,7 +10,7 @@ import os
 import random
 import struct
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 WIDTH, HEIGHT = 37, 21
@@ -54,6 +55,10 @@ def files():
     yield "gif_transparent", saved(palette, "GIF", transparency=7)
     yield "gif_animated", saved(palette, "GIF", save_all=True, append_images=[picture("RGB", 1).quantize(32)])
     yield "gif_offset", offset_gif()
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        yield f"jpeg_turned_{orientation}", saved(rgb, "JPEG", exif=exif, subsampling=0)
 
 
 def offset_gif():
@@ -68,7 +73,10 @@ def offset_gif():
 def main():
     arrays = {}
     for name, data in files():
-        image = Image.open(io.BytesIO(data)).convert("RGB")
+        image = Image.open(io.BytesIO(data))
+        if name.startswith("jpeg_turned"):
+            image = ImageOps.exif_transpose(image)
+        image = image.convert("RGB")
         arrays[f"{name}/file"] = ((len(data),), data)
         arrays[f"{name}/rgb"] = ((image.height, image.width, 3), image.tobytes())
         arrays[f"{name}/gray"] = ((image.height, image.width), image.convert("L").tobytes())
