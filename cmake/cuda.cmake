@@ -11,7 +11,7 @@ if(WITH_CUDA STREQUAL "OFF")
   set(STATUS_CUDA "not built: switched off")
 else()
   set(why "")
-  set(deps ${CMAKE_SOURCE_DIR}/.deps/cuda/nvidia)  # where scripts/setup.sh --cuda puts it
+  set(deps ${PROJECT_SOURCE_DIR}/.deps/cuda/nvidia)  # where scripts/setup.sh --cuda puts it
   find_program(CSML_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin $ENV{CUDA_PATH}/bin PATHS /usr/local/cuda/bin ${deps}/cu13/bin)
   if(NOT CSML_NVCC)
     set(why "no nvcc (in CUDA_HOME/bin, PATH, /usr/local/cuda/bin or .deps/cuda)")
@@ -55,7 +55,7 @@ else()
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     # The report on registers, memory and spills goes beside the object, for tests/kernel_resources.py.
     string(APPEND CMAKE_CUDA_FLAGS " -Xptxas -v")
-    set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_SOURCE_DIR}/cmake/ptxas_report.sh)
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/cmake/ptxas_report.sh)
     if(CCACHE)
       list(APPEND CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
     endif()

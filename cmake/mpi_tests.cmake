@@ -15,12 +15,12 @@ set(MPI_TESTS "")
 foreach(processes 2 4)
   add_test(NAME comm.mpi${processes}${suffix}
            COMMAND ${MPIEXEC_EXECUTABLE} -np ${processes} --oversubscribe --allow-run-as-root $<TARGET_FILE:comm_test>
-           WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+           WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   list(APPEND MPI_TESTS comm.mpi${processes}${suffix})
   add_test(NAME sync_batch_norm.mpi${processes}${suffix}
            COMMAND ${MPIEXEC_EXECUTABLE} -np ${processes} --oversubscribe --allow-run-as-root
                    $<TARGET_FILE:sync_batch_norm_test>
-           WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+           WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   list(APPEND MPI_TESTS sync_batch_norm.mpi${processes}${suffix})
 endforeach()
 foreach(case equal wide resume faults bases sync accumulate timeline kit same)
@@ -29,7 +29,7 @@ foreach(case equal wide resume faults bases sync accumulate timeline kit same)
   endif()
   add_test(NAME mpi.${case}${suffix}
            COMMAND ${Python3_EXECUTABLE} tests/mpi_test.py $<TARGET_FILE:csml> ${case}
-           WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+           WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   list(APPEND MPI_TESTS mpi.${case}${suffix})
 endforeach()
 set_tests_properties(${MPI_TESTS} PROPERTIES

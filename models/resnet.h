@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/layers.h"
 #include "models/block.h"
+#include "models/trunk.h"
 
 namespace csml {
 
@@ -21,26 +21,19 @@ struct ResNetOptions {
 /// Bottlenecks, or basic blocks. Throws UsageError for an unknown depth.
 bool has_bottlenecks(int depth);
 
-/// What a forward pass leaves at each stage.
-struct Stages {
-  Var stem;                  // after the stem's ReLU, before its max pool
-  std::array<Var, 4> stage;  // outputs of layer1 … layer4 (res2 … res5), [N,H,W,C]
-  Var pooled;                // global average of layer4, [N, feature_dim]
-};
-
 /// Throws UsageError for an unknown depth. The network's parameters live in `params`, under prefix + torchvision's
 /// names.
-class ResNet {
+class ResNet : public Trunk {
  public:
   ResNet(Params& params, const ResNetOptions& options, const std::string& prefix = "");
 
   /// x [N,H,W,in_channels]. pooled_blocks receives the global average of every residual block's output, in order.
-  Stages operator()(const Var& x, const Forward& forward, std::vector<Var>* pooled_blocks = nullptr) const;
+  Stages operator()(const Var& x, const Forward& forward, std::vector<Var>* pooled_blocks = nullptr) const override;
   /// "layer1.0", …: the residual blocks in order.
-  std::vector<std::string> block_names() const;
+  std::vector<std::string> block_names() const override;
   /// Channels of layer4.
-  int64_t feature_dim() const { return stage_channels_[3]; }
-  int64_t stage_channels(int stage) const { return stage_channels_[static_cast<size_t>(stage)]; }
+  int64_t feature_dim() const override { return stage_channels_[3]; }
+  int64_t stage_channels(int stage) const override { return stage_channels_[static_cast<size_t>(stage)]; }
 
  private:
   ResNetOptions options_;

@@ -3,7 +3,8 @@
 
 usage: tests/check_tree.py tree|format [ROOT]
 
-tree    include rules, places of vendor headers and of #if WITH_, sources named in CMakeLists.txt; warns about size
+tree    include rules, places of vendor headers and of #if WITH_, sources named in CMakeLists.txt, folders that CMake
+        must not name; warns about size
 format  clang-format agrees with every source; exits with 77 (skipped) where the right version is absent
 """
 import os
@@ -118,6 +119,15 @@ def check_tree(root):
     for name in sorted({name for name in named if named.count(name) > 1 and name.split("/")[0] in sources}):
         errors.append(f"CMakeLists.txt: {name} is named twice")
 
+    folder = os.path.join(root, "cmake")
+    for path in ["CMakeLists.txt", *(os.path.join("cmake", name) for name in sorted(os.listdir(folder)))]:
+        if path.endswith((".txt", ".cmake")):
+            with open(os.path.join(root, path), encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    for name in re.findall(r"CMAKE_(?:SOURCE|BINARY)_DIR", line):
+                        errors.append(f"{path}:{number}: {name} is another project's where csml is a part of it; "
+                                      f"use PROJECT_{name[6:]}")
+
     for line in warnings:
         print("warning:", line)
     for line in errors:
@@ -136,7 +146,7 @@ def check_format(root):
     else:
         print(f"format: skipped: clang-format {CLANG_FORMAT_VERSION} not present")
         return 77
-    files = list(source_files(root, SOURCE_FOLDERS + ["tests", "bench"]))
+    files = list(source_files(root, SOURCE_FOLDERS + ["tests", "bench", "examples"]))
     return subprocess.run([program, "--dry-run", "-Werror", *files], cwd=root).returncode
 
 

@@ -23,6 +23,7 @@ struct DataConfig {
 };
 
 struct ModelConfig {
+  std::string trunk = "resnet";
   int depth = 50;
   std::string stem = "imagenet";
   int width = 64;

@@ -52,6 +52,8 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"augment.mean", &c.augment.mean, any, "", "Per channel, subtracted from pixels in [0, 1]"},
       {"augment.std", &c.augment.std, above(0), "", "Per channel, divides what remains after the mean"},
 
+      {"model.trunk", &c.model.trunk, any, "",
+       "The network: resnet, or one that a program of your own registers (models/trunk.h); the csml binary has none"},
       {"model.depth", &c.model.depth, one_of_numbers({18, 34, 50, 101}), "layers", "Depth of the ResNet"},
       {"model.stem", &c.model.stem, one_of({"imagenet", "cifar"}), "",
        "First layers: imagenet is 7x7 stride 2 and a max pool, cifar is 3x3 stride 1"},

@@ -5,11 +5,8 @@
 
 namespace csml {
 
-namespace {
-
-/// Runs every image of the data set through `embed` ([n,S,S,C] normalised -> [n,D]) and stacks the rows.
-Features collect(Device& device, const Dataset& dataset, const FeatureOptions& o, int64_t dim,
-                 const std::function<Tensor(const Tensor& images)>& embed) {
+Features extract_features(Device& device, int64_t dim, const std::function<Tensor(const Tensor& images)>& embed,
+                          const Dataset& dataset, const FeatureOptions& o) {
   const NoGrad no_grad;
   const int64_t n = dataset.size(), size = o.transform.size, channels = dataset.channels();
   CHECK(n > 0, "the data set is empty: {}", dataset.describe());
@@ -44,23 +41,21 @@ Features collect(Device& device, const Dataset& dataset, const FeatureOptions& o
   return out;
 }
 
-}  // namespace
-
 Features extract_features(Device& device, const Encoder& encoder, const Dataset& dataset, const FeatureOptions& o) {
   const int64_t dim = o.projection ? encoder.project_dim() : encoder.feature_dim();
-  return collect(device, dataset, o, dim, [&](const Tensor& images) {
+  const auto embed = [&](const Tensor& images) {
     const Var pooled = encoder.trunk(Var(images), Forward::inference()).pooled;
     return o.projection ? encoder.project(pooled).value() : cast(pooled, DType::f32).value();
-  });
+  };
+  return extract_features(device, dim, embed, dataset, o);
 }
 
 Features pixel_features(Device& device, const Dataset& dataset, const FeatureOptions& options) {
   // Each channel is standardised by its own mean and deviation over the data set the features are compared with, which
   // the caller puts into options.normalise.
   const int64_t dim = int64_t{options.transform.size} * options.transform.size * dataset.channels();
-  return collect(device, dataset, options, dim, [&](const Tensor& images) {
-    return images.reshape({images.shape()[0], dim});
-  });
+  const auto flatten = [&](const Tensor& images) { return images.reshape({images.shape()[0], dim}); };
+  return extract_features(device, dim, flatten, dataset, options);
 }
 
 }  // namespace csml

@@ -42,6 +42,10 @@ struct Features {
 /// Inference mode (running statistics), images un-augmented.
 Features extract_features(Device& device, const Encoder& encoder, const Dataset& dataset,
                           const FeatureOptions& options);
+/// By a network of one's own: `embed` takes normalised images [n,S,S,C] to rows [n,dim], n at most batch_size, and is
+/// called without building a graph. projection is not looked at.
+Features extract_features(Device& device, int64_t dim, const std::function<Tensor(const Tensor& images)>& embed,
+                          const Dataset& dataset, const FeatureOptions& options);
 /// Channel-normalised pixels, flattened (size x size x channels).
 Features pixel_features(Device& device, const Dataset& dataset, const FeatureOptions& options);
 

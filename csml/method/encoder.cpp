@@ -9,6 +9,11 @@ ResNetOptions resnet_options(const ModelConfig& config, int in_channels) {
       .depth = config.depth, .cifar_stem = config.stem == "cifar", .width = config.width, .in_channels = in_channels};
 }
 
+std::unique_ptr<Trunk> make_trunk(Params& params, const ModelConfig& config, int in_channels) {
+  if (config.trunk != "resnet") return registered_trunk(config.trunk)(params, in_channels);
+  return std::make_unique<ResNet>(params, resnet_options(config, in_channels));
+}
+
 namespace {
 
 ProjectorOptions projector_options(const ModelConfig& config, int64_t features) {
@@ -33,18 +38,21 @@ int stage_of_level(const std::string& level) {
 Encoder::Encoder(Device& device, const ModelConfig& config, int in_channels, uint64_t seed, bool trainable,
                  const EncoderParts& parts, DType compute)
     : params_(std::make_unique<Params>(device)),
-      trunk_(*params_, resnet_options(config, in_channels)),
+      trunk_(make_trunk(*params_, config, in_channels)),
       trunk_part_(0, params_->buffer_entries().size()),
-      head_(*params_, projector_options(config, trunk_.feature_dim())),
+      head_(*params_, projector_options(config, trunk_->feature_dim())),
       project_dim_(config.dim) {
   const auto count = [&] { return params_->buffer_entries().size(); };
   head_part_[kTop] = {trunk_part_.second, count()};
-  const ProjectorOptions projector = projector_options(config, trunk_.feature_dim());
+  const ProjectorOptions projector = projector_options(config, trunk_->feature_dim());
   for (const int stage : parts.stages) {
     const size_t s = static_cast<size_t>(stage), before = count();
+    if (trunk_->stage_channels(stage) == 0)
+      throw UsageError(
+          cat("method.levels names res{}, but the network '{}' has no such stage", stage + 2, config.trunk));
     level_heads_.at(s) = std::make_unique<LevelHead>(*params_,
                                                      LevelHeadOptions{.bottleneck = has_bottlenecks(config.depth),
-                                                                      .in = trunk_.stage_channels(stage),
+                                                                      .in = trunk_->stage_channels(stage),
                                                                       .planes = int64_t{config.width} << kTop,
                                                                       .blocks = config.level_blocks,
                                                                       .projector = projector},

@@ -1,4 +1,4 @@
-// Encoder: ResNet trunk, global average pool and projection head over one Params; for methods that ask, heads at lower
+// Encoder: trunk (a ResNet or a network of one's own), global average pool and projection head over one Params; for methods that ask, heads at lower
 // stages and predictors.
 #pragma once
 
@@ -16,8 +16,10 @@
 
 namespace csml {
 
-/// The trunk of a configuration. Throws UsageError for an unknown stem.
+/// The ResNet of a configuration. Throws UsageError for an unknown stem.
 ResNetOptions resnet_options(const ModelConfig& config, int in_channels);
+/// The trunk of a configuration: that ResNet, or the registered network that model.trunk names. Throws UsageError.
+std::unique_ptr<Trunk> make_trunk(Params& params, const ModelConfig& config, int in_channels);
 
 /// The stage of a level's name: "res2" 0 … "res5" 3. Throws UsageError.
 int stage_of_level(const std::string& level);
@@ -39,9 +41,9 @@ class Encoder {
 
   /// Maps and pooled features in the type that the encoder computes in, whatever x is.
   Stages trunk(const Var& x, const Forward& forward, std::vector<Var>* pooled_blocks = nullptr) const {
-    return trunk_(cast(x, params_->compute_type()), forward, pooled_blocks);
+    return (*trunk_)(cast(x, params_->compute_type()), forward, pooled_blocks);
   }
-  std::vector<std::string> block_names() const { return trunk_.block_names(); }
+  std::vector<std::string> block_names() const { return trunk_->block_names(); }
   /// l2_normalize(head(GAP(trunk(x)))), [N, dim], f32
   Var embed(const Var& x, const Forward& forward) const { return project(trunk(x, forward).pooled, forward); }
   /// l2_normalize of the projection of pooled features, [N, dim], f32
@@ -52,7 +54,7 @@ class Encoder {
   Var head(int stage, const Var& x, const Forward& forward) const;
   /// The predictor behind that head, not normalised.
   Var predict(int stage, const Var& x, const Forward& forward) const;
-  int64_t feature_dim() const { return trunk_.feature_dim(); }
+  int64_t feature_dim() const { return trunk_->feature_dim(); }
   int64_t project_dim() const { return project_dim_; }
 
   /// A part's running statistics in Params::buffers(): first element and count.
@@ -71,7 +73,7 @@ class Encoder {
   Range range(const Part& part) const;
 
   std::unique_ptr<Params> params_;
-  ResNet trunk_;
+  std::unique_ptr<Trunk> trunk_;
   Part trunk_part_;
   Projector head_;
   std::array<std::unique_ptr<LevelHead>, 3> level_heads_;
