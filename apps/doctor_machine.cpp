@@ -169,11 +169,11 @@ std::vector<Finding> examine_machine(const Machine& m, int processes, int thread
   say(compute);
 
   Finding load{.check = "load", .text = cat("{:.1f} runnable threads in the last minute", m.load), .value = m.load};
-  if (m.load > 0.5 * m.cores) {
-    const bool spins = m.waits.empty() || m.waits == "OMP_WAIT_POLICY=active";
-    load.health = spins ? Health::warn : Health::ok;
-    load.advice = cat("other work shares this machine: read no timings{}",
-                      spins ? ", and unset OMP_WAIT_POLICY: threads that spin starve their neighbours" : "");
+  if (m.load > 0.5 * m.cores) load.text += " (other work shares this machine: read no timings)";
+  const bool spins = m.waits.empty() || m.waits == "OMP_WAIT_POLICY=active";
+  if (m.load > 0.5 * m.cores && spins) {
+    load.health = Health::warn;
+    load.advice = "unset OMP_WAIT_POLICY: threads that wait by spinning starve their neighbours";
   }
   say(load);
 

@@ -57,6 +57,20 @@ fs::path existing(fs::path folder) {
   return folder.empty() ? "." : folder;
 }
 
+/// What a data set's place holds and the data set does not, where there is anything: a warning for files with a suffix,
+/// which may be images that csml does not read.
+std::vector<Finding> examine_left_out(const Dataset& data) {
+  if (data.left_out().empty()) return {};
+  Finding finding{.check = "data: left out", .value = data.left_out()};
+  for (const auto& [reason, count] : data.left_out()) {
+    finding.text += cat("{}{} {}", finding.text.empty() ? "" : ", ", count, reason);
+    if (reason.starts_with('.') || reason.starts_with("images")) finding.health = Health::warn;
+  }
+  if (finding.health == Health::warn)
+    finding.advice = "none of it is trained on: convert what are images, or rename it";
+  return {finding};
+}
+
 }  // namespace
 
 std::vector<Finding> examine_folder(const fs::path& folder, int64_t bytes) {
@@ -169,7 +183,9 @@ std::vector<Finding> examine_data(const std::string& spec, int threads, double s
                                     "data.max_bad_share (0.05) of all are bad (here {:.2f})",
                                     share);
   }
-  return {opened, speed};
+  std::vector<Finding> all{opened, speed};
+  for (Finding& finding : examine_left_out(*data)) all.push_back(std::move(finding));
+  return all;
 }
 
 }  // namespace csml

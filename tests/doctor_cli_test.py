@@ -54,6 +54,19 @@ class DoctorTest(unittest.TestCase):
             self.assertIn(check, checks)
         self.assertRegex(last, r"^\d+ ok, \d+ to look at, 0 that will fail$")
 
+    def test_waits_are_short_unless_the_environment_says_how_to_wait(self):
+        def waits(**env):
+            environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+            done = subprocess.run([CSML, "doctor", "--device", "cpu", "--json"], capture_output=True, text=True,
+                                  env={**environment, **env}, timeout=300)
+            self.assertEqual(done.stderr, "")
+            (line,) = (f["text"] for f in json.loads(done.stdout)["findings"] if f["check"] == "threads")
+            return line.partition(", which wait by ")[2]
+
+        self.assertEqual(waits(), "GOMP_SPINCOUNT=1000")
+        self.assertEqual(waits(GOMP_SPINCOUNT="7"), "GOMP_SPINCOUNT=7")
+        self.assertEqual(waits(OMP_WAIT_POLICY="active"), "OMP_WAIT_POLICY=active")
+
     def test_json(self):
         done = doctor("--device", "cpu", "--json")
         answer = json.loads(done.stdout)

@@ -188,3 +188,21 @@ TEST_CASE("how threads wait is told by the environment, and kept where it says s
   prefer_short_waits(nullptr);  // returns: the environment speaks
   CHECK(with("77", "active") == "GOMP_SPINCOUNT=77");
 }
+
+TEST_CASE("what a data set leaves out is a line of its own, with its counts") {
+  const Folder folder;
+  fs::create_directories(folder.path / "cat");
+  spill(folder.path / "cat" / "a.ppm", "P6 1 1 255\nabc");
+  const auto left_out = [&] {
+    for (const Finding& f : examine_data("folder:" + folder.path.string(), 1, 0))
+      if (f.check == "data: left out") return f;
+    return Finding{};
+  };
+  CHECK(left_out().text.empty());
+  spill(folder.path / "cat" / ".hidden", "");
+  CHECK(left_out().health == Health::ok);
+  CHECK(left_out().text == "1 hidden");
+  spill(folder.path / "cat" / "b.heic", "");
+  CHECK(left_out().health == Health::warn);
+  CHECK(left_out().value == nlohmann::json{{".heic", 1}, {"hidden", 1}});
+}
