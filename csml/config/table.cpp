@@ -22,10 +22,12 @@ const Allowed probability = within(0, 1);
 std::vector<ConfigKey> config_keys(Config& c) {
   return {
       {"data.train", &c.data.train, any, "", "SPEC of the images to pretrain on; labels are used for logging only"},
-      {"data.test", &c.data.test, any, "", "SPEC of the labelled queries of the online k-NN; empty: no online k-NN"},
+      {"data.test", &c.data.test, any, "",
+       "SPEC of the labelled queries of the online k-NN, and of its bank where data.train has no labels; empty: no "
+       "k-NN"},
       {"data.workers", &c.data.workers, within(0, 1024), "threads",
        "Loader threads; their number changes nothing in the result"},
-      {"data.prefetch", &c.data.prefetch, at_least(1), "batches", "Batches made ahead"},
+      {"data.prefetch", &c.data.prefetch, within(1, 1024), "batches", "Batches made ahead"},
       {"data.max_bad_share", &c.data.max_bad_share, within(0, 1), "share",
        "The run stops when a larger share of the images is unreadable"},
 
@@ -168,7 +170,8 @@ std::vector<ConfigKey> config_keys(Config& c) {
       {"train.accumulate", &c.train.accumulate, at_least(1), "parts",
        "Parts in which each process computes its share of a step, one after the other, for less memory"},
       {"train.seed", &c.train.seed, ruled("below 2^63"), "", "Seed of every random draw"},
-      {"train.threads", &c.train.threads, zero_or_more("all cores"), "threads", "Compute threads of the CPU"},
+      {"train.threads", &c.train.threads, within(0, 4096).or_special(0, "all cores"), "threads",
+       "Compute threads of the CPU"},
       {"train.device", &c.train.device, ruled("auto or cpu or cuda or cuda:N"), "",
        "Where it computes; auto: a card where there is one, else the CPU"},
       {"train.precision", &c.train.precision, one_of({"fp32", "bf16", "fp16"}), "",
