@@ -60,7 +60,7 @@ std::vector<Row> rows() {
     const nlohmann::json& value = defaults[row.section][key.name.substr(row.section.size() + 1)];
     row.fallback = value.is_string() && value != "" ? value.get<std::string>() : value.dump();
     for (const KeyFlag& flag : key_flags())
-      if (flag.key == key.name) row.flag = flag.flag;
+      if (flag.key == key.name && row.flag.empty()) row.flag = flag.flag;
     all.push_back(row);
   }
   return all;
@@ -94,12 +94,12 @@ std::string cell(const std::string& text) {
 
 const std::vector<KeyFlag>& key_flags() {
   static const std::vector<KeyFlag> all{
-      {"--data", "data.train", "SPEC"},           {"--test-data", "data.test", "SPEC"},
-      {"--method", "method.name", "NAME"},        {"--device", "train.device", "NAME"},
-      {"--precision", "train.precision", "NAME"}, {"--epochs", "train.epochs", "N"},
-      {"--batch-size", "train.batch_size", "N"},  {"--seed", "train.seed", "N"},
-      {"--threads", "train.threads", "N"},        {"--max-hours", "train.max_hours", "H"},
-      {"--workers", "data.workers", "N"},
+      {"--data", "data.train", "SPEC"},        {"--test-data", "data.test", "SPEC"},
+      {"--probe", "data.test", "SPEC"},        {"--method", "method.name", "NAME"},
+      {"--device", "train.device", "NAME"},    {"--precision", "train.precision", "NAME"},
+      {"--epochs", "train.epochs", "N"},       {"--batch-size", "train.batch_size", "N"},
+      {"--seed", "train.seed", "N"},           {"--threads", "train.threads", "N"},
+      {"--max-hours", "train.max_hours", "H"}, {"--workers", "data.workers", "N"},
   };
   return all;
 }

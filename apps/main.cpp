@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "apps/command.h"
+#include "apps/completion.h"
 #include "apps/short_waits.h"
 #include "engine/comm.h"
 #include "engine/nearest.h"
@@ -75,13 +76,34 @@ std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
   return cat("{} ({})", error.what(), help);
 }
 
+/// "help", "help COMMAND" and "completion SHELL", which are about the other commands; -1: something else was asked.
+int run_about(CLI::App& app, int argc, char** argv) {
+  const std::string asked = argc > 1 ? argv[1] : "", about = argc > 2 ? argv[2] : "";
+  if (asked == "completion") {
+    answer({}, {}, completion_script(app, about.empty() ? "bash" : about));
+    return 0;
+  }
+  if (asked != "help") return -1;
+  const CLI::App* command = &app;
+  std::vector<std::string> names;
+  for (const CLI::App* known : app.get_subcommands([](const CLI::App*) { return true; })) {
+    names.push_back(known->get_name());
+    if (known->get_name() == about) command = known;
+  }
+  if (!about.empty() && command == &app)
+    throw UsageError(cat("help {}: no such command{}", printable(about, 200),
+                         suggestion(about, names, cat("; known are {}", fmt::join(names, ", ")))));
+  answer({}, {}, command->help(command == &app ? "" : "csml " + command->get_name()));
+  return 0;
+}
+
 int run(int argc, char** argv) {
   const std::vector<std::string> arguments(argv, argv + argc);
   CLI::App app("csml: contrastive pretraining of image encoders (CsMl, MoCo, SimCLR, BYOL)", "csml");
-  app.set_version_flag("--version", cat("csml {} ({}, {}, {})", kVersion, kCommit, kCompiler, kBuildType));
+  app.set_version_flag("-v,--version", cat("csml {} ({}, {}, {})", kVersion, kCommit, kCompiler, kBuildType));
   app.require_subcommand(1);
   app.footer(
-      "csml COMMAND --help tells more.\n"
+      "csml help COMMAND tells more; source <(csml completion bash) completes commands and flags (zsh too).\n"
       "Exit codes: 0 done, 1 failed, 2 wrong usage, 70 another process of the job is lost or a stop took too long,\n"
       "75 stopped by a signal or --max-hours after a checkpoint.");
   std::vector<std::pair<CLI::App*, Command>> commands;
@@ -107,6 +129,7 @@ int run(int argc, char** argv) {
   add("replay", "One step of a run again, or the views of one sample", replay_command);
   add("report", "A run folder into one self-contained report.html", report_command);
 
+  if (const int code = run_about(app, argc, argv); code >= 0) return code;
   if (argc > 1 && argv[1][0] != '-') {
     std::vector<std::string> names;
     for (const auto& [command, execute] : commands) names.push_back(command->get_name());

@@ -1,6 +1,8 @@
 // csml pretrain: one run, from the configuration to the last checkpoint.
+#include "apps/chooser.h"
 #include "apps/command.h"
 #include "apps/config.h"
+#include "apps/facts.h"
 #include "apps/keys.h"
 #include "apps/run_folder.h"
 #include "apps/run_metrics.h"
@@ -24,27 +26,99 @@ struct Options {
   std::string preset, config, out, init_from, resume = "auto", help_keys;
   std::map<std::string, std::string> keys;  // flag -> value, where given
   std::vector<std::string> set;
+  double hours = 0;  // 0: not given
   bool dry_run = false, overwrite = false, list_keys = false;
 };
 
-ResolvedConfig read_config(const Options& o, std::unique_ptr<Dataset>& train) {
+using Values = std::vector<std::pair<std::string, std::string>>;  // configuration keys and values
+
+/// Presets and files, then environment and flags; between them what was chosen or what an earlier run resolved.
+ResolvedConfig read_config(const Options& o, const Values& chosen = {}, const std::string& earlier = "") {
   ConfigBuilder builder;
-  if (!o.preset.empty()) builder.add_preset(o.preset);
+  if (!o.preset.empty() && o.preset != "auto") builder.add_preset(o.preset);
+  if (!earlier.empty()) builder.add_toml(read_text_file(earlier, 1 << 20), earlier, "chosen");
+  for (const auto& [key, value] : chosen) builder.set(key, value, "chosen");
   if (!o.config.empty()) builder.add_file(o.config);
   builder.add_environment();
   for (const KeyFlag& flag : key_flags())
     if (const auto found = o.keys.find(flag.flag); found != o.keys.end())
       builder.set(flag.key, found->second, cat("flag {}", flag.flag));
   for (const std::string& assignment : o.set) builder.set_assignment(assignment);
-  ResolvedConfig resolved = builder.build();
-  if (resolved.config.data.train.empty()) return resolved;
-  // The channels are the data's; a recipe need not know them.
-  train = open_dataset(resolved.config.data.train);
-  if (resolved.config.augment.channels != train->channels()) {
-    resolved.config.augment.channels = train->channels();
-    resolved.origin["augment.channels"] = "derived (the data's)";
+  return builder.build();
+}
+
+/// Several lines of information.
+void log_text(const std::string& text) {
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    log_info(text.substr(at, end - at));
+    at = end + 1;
   }
-  return resolved;
+}
+
+/// The channels are the data's; a recipe need not know them.
+void take_channels(ResolvedConfig& resolved, const Dataset& train) {
+  if (resolved.config.augment.channels == train.channels()) return;
+  resolved.config.augment.channels = train.channels();
+  resolved.origin["augment.channels"] = "derived (the data's)";
+}
+
+/// Whether somebody said how to train, and not only what on, where and for how long.
+bool says_recipe(const ResolvedConfig& resolved) {
+  for (const auto& [key, origin] : resolved.origin) {
+    if (origin == "default" || origin.starts_with("derived") || key == "method.name") continue;
+    for (const char* part : {"augment.", "model.", "method.", "optimizer.", "schedule.", "train.epochs",
+                             "train.batch_size", "train.accumulate", "train.max_steps", "eval."})
+      if (key.starts_with(part)) return true;
+  }
+  return false;
+}
+
+bool wants_choice(const Options& o, const ResolvedConfig& resolved) {
+  if (o.preset == "auto") return true;
+  const bool alone = o.preset.empty() && o.config.empty() && !says_recipe(resolved);
+  if (o.hours > 0 && !alone)
+    throw UsageError(
+        "--hours is what --preset auto chooses for; this recipe has its own length: see --epochs and --max-hours");
+  return alone && !resolved.config.data.train.empty();
+}
+
+/// config.toml of the run that this command goes on with; empty where it starts one.
+std::string earlier_choice(const Options& o) {
+  namespace fs = std::filesystem;
+  if (o.resume == "never" || o.overwrite) return "";
+  const fs::path run = o.resume == "auto" ? o.out : o.resume;
+  if (run.empty() || !fs::exists(run / "config.toml") || is_start_without_training(run)) return "";
+  return (run / "config.toml").string();
+}
+
+/// The recipe for these images and this machine: chosen with a guess of the speed, then again with the speed of a step of
+/// what was chosen, until that is the same network.
+ResolvedConfig choose_config(const Options& o, const ResolvedConfig& asked, const Dataset& train, Device& device) {
+  if (const std::string earlier = earlier_choice(o); !earlier.empty()) {
+    log_info(cat("going on with the choice in {}", earlier));
+    return read_config(o, {}, earlier);
+  }
+  constexpr double kDefaultHours = 1, kCpuGuess = 20e9, kCardGuess = 60e12;
+  Facts facts = look_at(train, device, o.hours > 0 ? o.hours : kDefaultHours);
+  if (asked.origin.at("method.name") != "default") facts.method = asked.config.method.name;
+  facts.flop_per_second = facts.card ? kCardGuess : kCpuGuess;
+  Chosen chosen = choose(facts);
+  std::string measured;
+  for (int tries = 0; tries < 3; ++tries) {
+    const ResolvedConfig candidate = read_config(o, chosen.values);
+    const Config& c = candidate.config;
+    const std::string network =
+        cat("{} {} {} {} {}", c.model.depth, c.model.width, c.model.stem, c.augment.crop_size, c.method.name);
+    if (network == measured) break;
+    measured = network;
+    ResolvedConfig timed = candidate;
+    take_channels(timed, train);
+    facts.flop_per_second = measure_speed(device, timed.config, train);
+    chosen = choose(facts);
+  }
+  log_text(chosen_text(chosen));
+  return read_config(o, chosen.values);
 }
 
 int dry_run(const Options& o, const ResolvedConfig& resolved, const Dataset* train) {
@@ -110,6 +184,8 @@ nlohmann::json result_json(const Options& o, const Config& config, const RunResu
           {"knn_top1", knn},
           {"stopped", result.stopped},
           {"bad_images", result.bad_images},
+          {"best_top1", result.best_top1 < 0 ? nlohmann::json() : nlohmann::json(result.best_top1)},
+          {"best_epoch", result.best_top1 < 0 ? nlohmann::json() : nlohmann::json(result.best_epoch)},
           {"checkpoint", result.checkpoint.string()},
           {"seconds", result.seconds}};
 }
@@ -124,6 +200,44 @@ std::string queue_warning(const Config& config, int64_t images) {
       "method.queue = {} holds {:.0f} % of the {} images: the key of a neighbour is often among the negatives; "
       "--set method.queue={} holds 5 %",
       config.method.queue, 100 * share, images, std::max<int64_t>(config.train.batch_size, images / 20));
+}
+
+/// What a run is followed by, as commands with this run's paths.
+std::string next_commands(const Options& o, const Config& config, const RunResult& result, bool labelled) {
+  const std::filesystem::path out = o.out;
+  const std::string from = (result.best_top1 >= 0 ? out / "best" : out).string();
+  const std::vector<std::string> evaluate =
+      config.data.test.empty() || !labelled
+          ? std::vector<std::string>{"csml",         "embed",
+                                     "--checkpoint", from,
+                                     "--data",       config.data.train,
+                                     "--out",        (out / "features.safetensors").string()}
+          : std::vector<std::string>{"csml",   "knn",           "--checkpoint", from, "--train", config.data.train,
+                                     "--test", config.data.test};
+  return cat("next: {}\n      {}\n      {}\n", shell_line({"csml", "report", "--run", o.out}), shell_line(evaluate),
+             shell_line({"csml", "export", "--checkpoint", from, "--format", "torchvision", "--out",
+                         (out / "backbone.safetensors").string()}));
+}
+
+/// What was reached and, where the run is done, what can follow.
+std::string result_text(const Options& o, const Config& config, const RunResult& result, bool labelled) {
+  std::string text =
+      cat("{} after {} steps ({} epochs) in {}: {}{}; {}\n", result.stopped ? "stopped" : "done", result.steps,
+          result.epochs, duration_text(result.seconds),
+          result.loss ? cat("loss {:.4f}", *result.loss) : "no step was left to take",
+          result.knn_top1 < 0 ? "" : cat(", online k-NN {:.2f} %", result.knn_top1), result.checkpoint.string());
+  if (result.best_top1 >= 0)
+    text += cat("best: online k-NN {:.2f} % after epoch {}, chosen by the probe {}; {}\n", result.best_top1,
+                result.best_epoch, config.data.test, (std::filesystem::path(o.out) / "best").string());
+  text += judge(read_metrics(std::filesystem::path(o.out) / "metrics.jsonl")).text() + "\n";
+  return result.stopped ? text : text + next_commands(o, config, result, labelled);
+}
+
+/// Refuses a plan that does not fit into what this machine has, before anything is written. On a card nothing is checked:
+/// what it has is not asked.
+void check_plan(const Config& config, const Dataset& train, const Device& device, int processes, int local) {
+  if (std::string(device.name()) != "cpu") return;
+  check_memory(memory_plan(config, train, processes), config, available_host_memory() / static_cast<uint64_t>(local));
 }
 
 int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& train, StopSignals& signals,
@@ -156,11 +270,7 @@ int train_on(const Options& o, const ResolvedConfig& resolved, const Dataset& tr
   }
   if (comm.rank() == 0)
     answer(o.common, result_json(o, resolved.config, result),
-           cat("{} after {} steps ({} epochs) in {}: {}{}; {}\n{}\n", result.stopped ? "stopped" : "done", result.steps,
-               result.epochs, duration_text(result.seconds),
-               result.loss ? cat("loss {:.4f}", *result.loss) : "no step was left to take",
-               result.knn_top1 < 0 ? "" : cat(", online k-NN {:.2f} %", result.knn_top1), result.checkpoint.string(),
-               judge(read_metrics(options.out / "metrics.jsonl")).text()));
+           result_text(o, resolved.config, result, train.has_labels()));
   comm.phase("the end");
   signals.phase("the end");
   comm.barrier();  // a launcher ends all processes when one is gone with an exit code that is not 0
@@ -205,7 +315,10 @@ class TimelineFile {
 
 int run(const Options& o) {
   if (o.preset == "help") {
-    answer(o.common, {{"task", "presets"}, {"text", preset_list()}}, preset_list());
+    const std::string list = preset_list() +
+                             "auto, also without --preset: chosen for the images, the machine and --hours; "
+                             "own-images-cpu and own-images are such choices, fixed.\n";
+    answer(o.common, {{"task", "presets"}, {"text", list}}, list);
     return 0;
   }
   if (o.list_keys) {
@@ -216,20 +329,34 @@ int run(const Options& o) {
     }
     return 0;
   }
-  std::unique_ptr<Dataset> train;
-  const ResolvedConfig resolved = read_config(o, train);
-  const Config& config = resolved.config;
+  ResolvedConfig resolved = read_config(o);
   CommonOptions common = o.common;
-  common.threads = config.train.threads;
+  common.threads = resolved.config.train.threads;
   const Launch job = launch();
   start(common, job);
+  const bool choice = wants_choice(o, resolved);
+  std::unique_ptr<Dataset> train;
+  if (!resolved.config.data.train.empty()) train = open_dataset(resolved.config.data.train);
+  if (!o.dry_run && !train)
+    throw UsageError("--data SPEC is needed: the images to pretrain on (or data.train in the configuration)");
+  if (!o.dry_run && o.out.empty()) throw UsageError("--out DIR is needed: the run folder");
+  if (choice && job.size > 1)
+    throw UsageError(
+        "--preset auto measures one process: csml pretrain … --dry-run prints its choice, and --config takes "
+        "it for several");
+  std::unique_ptr<Device> device;
+  if (choice && train) {
+    device = Device::open(device_of(resolved.config.train.device, job));
+    resolved = choose_config(o, resolved, *train, *device);
+  }
+  if (train) take_channels(resolved, *train);
+  const Config& config = resolved.config;
   if (o.dry_run) return job.rank == 0 ? dry_run(o, resolved, train.get()) : 0;
-  if (!train) throw UsageError("--data SPEC is needed: the images to pretrain on (or data.train in the configuration)");
-  if (o.out.empty()) throw UsageError("--out DIR is needed: the run folder");
 
   StopSignals signals(job.rank, job.size, config.train.stop_seconds);
-  const auto device = Device::open(device_of(config.train.device, job));
+  if (!device) device = Device::open(device_of(config.train.device, job));
   compute_type(config.train.precision, *device);  // refused here, before there is a folder
+  check_plan(config, *train, *device, job.size, job.local_size);
   const auto comm = Comm::open(*device, {.timeout_seconds = config.comm.timeout_seconds, .rendezvous = {}});
   const TimelineFile timeline(*device, job.rank);
   if (comm->size() == 1) return train_on(o, resolved, *train, signals, *device, *comm);
@@ -246,9 +373,15 @@ int run(const Options& o) {
 Command pretrain_command(CLI::App& app, const std::vector<std::string>& arguments) {
   auto o = std::make_shared<Options>();
   o->arguments = arguments;
-  app.add_option("--preset", o->preset, "A published or tested recipe; `--preset help` lists them")->type_name("NAME");
+  app.add_option("--preset", o->preset,
+                 "A published or tested recipe, or auto (also where no recipe is given): chosen for the images, the "
+                 "machine and --hours; `--preset help` lists them")
+      ->type_name("NAME");
   app.add_option("--config", o->config, "TOML file; its values win over the preset's")->type_name("FILE");
   app.add_option("--out", o->out, "Run folder; a run in it is resumed, or refused by name")->type_name("DIR");
+  app.add_option("--hours", o->hours, "Wanted length of a run whose recipe is chosen [1]")
+      ->check(CLI::Range(0.01, 10000.0))
+      ->type_name("H");
   Config defaults;
   resolve(defaults);
   const nlohmann::json values = to_json(defaults);
@@ -280,7 +413,8 @@ Command pretrain_command(CLI::App& app, const std::vector<std::string>& argument
   app.add_flag("--dry-run", o->dry_run, "Print the resolved configuration and the memory plan, train nothing");
   add_common_options(app, o->common, false);
   app.footer(
-      "Example: csml pretrain --preset cifar10-small --data cifar10:DIR --test-data 'cifar10:DIR?split=test' "
+      "Example: csml pretrain --data folder:DIR --out runs/mine\n"
+      "         csml pretrain --preset cifar10-small --data cifar10:DIR --test-data 'cifar10:DIR?split=test' "
       "--out runs/a\n"
       "Values come from: defaults < preset < --config < CSML_SECTION_KEY in the environment < flags and --set.\n"
       "SIGTERM, SIGINT, SIGUSR1, SIGHUP and --max-hours end the step, write a checkpoint and exit with 75; the same "

@@ -18,8 +18,8 @@ namespace {
 
 constexpr size_t kMostTextBytes = 1 << 20;
 const std::vector<std::string> kRunFiles{
-    "config.toml", "command.txt", "environment.json", "metrics.jsonl", "checkpoints", "latest",
-    "captures",    "tensorboard", "bad_images.jsonl", "report.html",   "eval"};
+    "config.toml", "command.txt",      "environment.json", "metrics.jsonl", "checkpoints", "latest",   "captures",
+    "tensorboard", "bad_images.jsonl", "report.html",      "eval",          "best",        "best.part"};
 
 /// Keys that may differ between a run and its continuation. data.train is among them because the data's fingerprint is
 /// compared instead.

@@ -1,6 +1,7 @@
 #include "engine/log.h"
 
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -49,6 +50,12 @@ void put_line(const char* level, const std::string& line) {
   c.line_open = false;
   if (c.size > 1) text += cat("[rank {}] ", c.rank);
   put(text + level + printable(line, kMostLineBytes) + "\n");
+}
+
+/// Of standard error, one less than there are: some terminals wrap after the last one. 79 where it does not say.
+int terminal_columns() {
+  winsize size{};
+  return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col - 1 : 79;
 }
 
 std::string rate_text(double rate) {
@@ -176,24 +183,41 @@ void Progress::finish() {
   console().line_open = false;
 }
 
-std::string Progress::line(double now) const {
-  std::string line = cat("{}  {}/{} {}", label_, done_, total_, unit_);
-  if (total_ > 0) line += cat("  {:.1f} %", 100.0 * static_cast<double>(done_) / static_cast<double>(total_));
+void Progress::leave_out(double seconds) {
+  for (Mark& mark : marks_) mark.seconds += seconds;
+}
+
+std::string Progress::line(double now, int columns) const {
+  const std::string done = cat("{}/{}", done_, total_);
+  std::string percent, rate, left;
+  if (total_ > 0) percent = cat("{:.1f} %", 100.0 * static_cast<double>(done_) / static_cast<double>(total_));
   const double elapsed = now - marks_.front().seconds;
   const int64_t recent = done_ - marks_.front().done;
   if (elapsed > 0 && recent > 0) {
-    const double rate = static_cast<double>(recent) / elapsed;
-    line += cat("  {} {}/s", rate_text(rate), unit_);
-    line += done_ < total_ ? cat("  {} left", duration_text(static_cast<double>(total_ - done_) / rate))
-                           : cat("  {} taken", duration_text(now));
+    const double each = static_cast<double>(recent) / elapsed;
+    rate = cat("{} {}/s", rate_text(each), unit_);
+    left = done_ < total_ ? cat("{} left", duration_text(static_cast<double>(total_ - done_) / each))
+                          : cat("{} taken", duration_text(now));
   }
-  return text_.empty() ? line : line + "  " + text_;
+  std::string label = label_, unit = " " + unit_;
+  const auto whole = [&] {
+    std::string line;
+    for (const std::string& part : {label, done + unit, percent, rate, left, text_})
+      if (!part.empty()) line += (line.empty() ? "" : "  ") + part;
+    return line;
+  };
+  for (std::string* dispensable : {&label, &rate, &percent, &unit}) {
+    if (columns <= 0 || whole().size() <= static_cast<size_t>(columns)) break;
+    dispensable->clear();
+  }
+  const std::string line = whole();
+  return columns > 0 ? line.substr(0, static_cast<size_t>(columns)) : line;
 }
 
 void Progress::draw() {
   if (!active_) return;
   drawn_ = seconds();
-  const std::string text = line(drawn_);
+  const std::string text = line(drawn_, terminal_ ? terminal_columns() : 0);
   Console& c = console();
   const std::lock_guard lock(c.mutex);
   if (terminal_) {

@@ -59,11 +59,15 @@ class Progress {
 
   /// `done` so far, and free text at the line's end ("loss 5.12"). Cheap enough for every step.
   void update(int64_t done, const std::string& text = "");
+  /// The last `seconds` were no progress and will not come again at this rate (an evaluation): rate and estimate leave them
+  /// out.
+  void leave_out(double seconds);
   /// Draws the last state and ends the line. The destructor ends the line without drawing.
   void finish();
 
-  /// The line as it would be drawn `seconds` after the start.
-  std::string line(double seconds) const;
+  /// The line as it would be drawn `seconds` after the start. On `columns` columns (0: any number) it leaves out what
+  /// matters least until it fits: label, rate, percent, unit, then the end of the text.
+  std::string line(double seconds, int columns = 0) const;
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -311,6 +311,30 @@ TEST_CASE("metrics: a full disk is an error that leaves whole lines only") {
   CHECK(slurp(log.path()) == before);
 }
 
+TEST_CASE("progress: the line fits any width, and keeps what is done, the time left and the text longest") {
+  log_configure(0, 1, true);
+  Progress progress("pretrain", 100000, "steps", 0);
+  progress.update(40000, "epoch 12 loss 5.123  k-NN 43.2 %  17 bad images");
+  const std::string whole = progress.line(100);
+  CHECK(whole.size() > 79);
+  for (int columns = 1; columns < 130; ++columns)
+    CHECK(progress.line(100, columns).size() <= static_cast<size_t>(columns));
+  CHECK(progress.line(100, 79) == "40000/100000  2:30 left  epoch 12 loss 5.123  k-NN 43.2 %  17 bad images");
+  CHECK(progress.line(100, 130) == whole);
+  progress.finish();
+  log_configure(0, 1, false);
+}
+
+TEST_CASE("progress: what happens once is left out of rate and estimate") {
+  log_configure(0, 1, true);
+  Progress progress("pretrain", 1000, "steps", 0);
+  progress.update(100);
+  progress.leave_out(90);
+  CHECK(progress.line(100) == "pretrain  100/1000 steps  10.0 %  10.0 steps/s  1:30 left");
+  progress.finish();
+  log_configure(0, 1, false);
+}
+
 TEST_CASE("progress: the line tells share, rate of the present run and time left") {
   CHECK(duration_text(42) == "0:42");
   CHECK(duration_text(723) == "12:03");

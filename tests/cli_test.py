@@ -115,6 +115,47 @@ class CliTest(unittest.TestCase):
         self.fails(2, "one of --op", "bench")
         self.fails(2, "no such op; did you mean conv2d", "bench", "--op", "conv2", "--seconds", 0)
 
+    def test_help_version_and_completion_without_dashes(self):
+        self.assertEqual(csml("help", "knn").stdout, csml("knn", "--help").stdout)
+        self.assertIn("pretrain", csml("help").stdout)
+        self.assertEqual(csml("-v").stdout, csml("--version").stdout)
+        self.fails(2, "help knm: no such command; did you mean knn\\?", "help", "knm")
+        self.fails(2, "completion fish: bash or zsh", "completion", "fish")
+        script = csml("completion", "bash").stdout
+        ask = "COMP_WORDS=(csml pretrain --ho); COMP_CWORD=2; _csml; echo \"${COMPREPLY[@]}\""
+        done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True)
+        self.assertEqual((done.stdout, done.stderr), ("--hours\n", ""))
+
+    def test_a_recipe_is_chosen_where_none_is_given(self):
+        out = self.tmp / "chosen"
+        data = TRAIN + "&labels=none"
+        plan = self.answers("pretrain", "--data", data, "--hours", "0.01", "--dry-run")
+        self.assertEqual(plan["origin"]["model.width"], "chosen")
+        self.assertEqual(plan["origin"]["train.epochs"], "chosen")
+        self.assertEqual(plan["config"]["model"]["stem"], "cifar")
+        few = ("--data", data, "--epochs", "1", "--preset", "auto", "--out", out)
+        done = csml("pretrain", *few, "--probe", TEST)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for part in ("chosen for these images", "--set model.depth=", "--batch-size"):
+            self.assertIn(part, done.stderr)
+        for part in ("next: csml report --run", "csml export --checkpoint", "best: online k-NN"):
+            self.assertIn(part, done.stdout)
+        best = json.loads((out / "best" / "best.json").read_text())
+        self.assertIn("top1", best)
+        self.assertEqual(csml("inspect", out / "best").returncode, 0)
+        again = csml("pretrain", *few)
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertIn("going on with the choice", again.stderr)
+        self.fails(2, "--hours is what --preset auto", "pretrain", *TINY, "--data", TRAIN, "--hours", 1, "--out", out)
+
+    def test_too_much_is_refused_before_a_folder_is_made(self):
+        out = self.tmp / "too-much"
+        self.fails(2, "train.threads must be .*4096", "pretrain", *TINY, "--data", TRAIN, "--out", out, "--threads",
+                   100000000)
+        self.fails(2, "MiB are available: lower method.queue", "pretrain", *TINY, "--data", TRAIN, "--out", out, "--set",
+                   "method.queue=100000000000")
+        self.assertFalse(out.exists())
+
     def test_presets(self):
         done = csml("pretrain", "--preset", "help")
         self.assertEqual(done.returncode, 0)

@@ -22,10 +22,12 @@ const Allowed probability = within(0, 1);
 std::vector<ConfigKey> config_keys(Config& c) {
   return {
       {"data.train", &c.data.train, any, "", "SPEC of the images to pretrain on; labels are used for logging only"},
-      {"data.test", &c.data.test, any, "", "SPEC of the labelled queries of the online k-NN; empty: no online k-NN"},
+      {"data.test", &c.data.test, any, "",
+       "SPEC of the labelled queries of the online k-NN, and of its bank where data.train has no labels; empty: no "
+       "k-NN"},
       {"data.workers", &c.data.workers, within(0, 1024), "threads",
        "Loader threads; their number changes nothing in the result"},
-      {"data.prefetch", &c.data.prefetch, at_least(1), "batches", "Batches made ahead"},
+      {"data.prefetch", &c.data.prefetch, within(1, 1024), "batches", "Batches made ahead"},
       {"data.max_bad_share", &c.data.max_bad_share, within(0, 1), "share",
        "The run stops when a larger share of the images is unreadable"},
 

@@ -14,6 +14,8 @@
 #include "csml/training/run_state.h"
 #include "csml/training/steps_in_flight.h"
 #include "engine/checkpoint_writer.h"
+#include "engine/file.h"
+#include "engine/json.h"
 
 namespace csml {
 
@@ -49,7 +51,8 @@ class Run {
       writer_.emplace(config.train.checkpoint_retry_seconds);
     }
     if (!config.data.test.empty()) test_ = open_dataset(config.data.test);
-    if (test_ && config.eval.knn_every_epochs > 0 && test_->has_labels() && train_->has_labels())
+    if (!probed() && comm.rank() == 0) log_info(no_probe_text());
+    if (probed() && train_->has_labels())
       test_->use_classes_of(*train_);  // refused now, before anything is written, rather than at the first k-NN
     steps_per_epoch_ = train_->size() / config.train.batch_size;
     if (steps_per_epoch_ < 1)
@@ -73,6 +76,10 @@ class Run {
   bool refresh_neighbors();
   void evaluate();
   void measure_knn();
+  void open_probe();
+  void note_best();
+  void keep_best(const std::filesystem::path& checkpoint);
+  void read_best();
   void start_saving();
   void finish_saving();
   void tell_saved();
@@ -80,6 +87,13 @@ class Run {
   bool stop_agreed();
   void phase(const std::string& text);
   int64_t bad_images() const { return log_.bad_images(*loader_); }
+  /// Whether the online k-NN is measured.
+  bool probed() const { return test_ && config_.eval.knn_every_epochs > 0 && test_->has_labels(); }
+  std::string no_probe_text() const {
+    if (!test_) return "no k-NN during training: --probe SPEC names labelled images for it";
+    if (config_.eval.knn_every_epochs <= 0) return "no k-NN during training: eval.knn_every_epochs is 0";
+    return cat("no k-NN during training: {} has no labels; --probe SPEC names images that have", config_.data.test);
+  }
   bool out_of_steps() const { return config_.train.max_steps > 0 && at_.step >= config_.train.max_steps; }
 
   Device& device_;
@@ -100,6 +114,7 @@ class Run {
   bool at_floor_ = false;  // of the loss scale
   std::optional<Progress> progress_;
   RunResult result_;
+  int64_t best_step_ = -1;  // whose checkpoint is to be kept as best; -1: none
   Clock::time_point start_ = Clock::now();
   bool out_of_time_ = false;
   /// A line of metrics.jsonl whose numbers are on their way from the device.
@@ -155,6 +170,8 @@ RunResult Run::go() {
   if (begins) {
     start_saving();
     if (writer_) writer_->finish();  // finds out now, not in an hour, whether the folder takes a checkpoint
+  } else if (best_step_ >= 0) {
+    start_saving();
   }
   bool stop = stop_agreed();
   try {
@@ -230,7 +247,7 @@ bool Run::train_epoch() {
   const int knn_every = config_.eval.knn_every_epochs;
   if (knn_every > 0 && (at_.epoch % knn_every == 0 || finished)) evaluate();
   const int save_every = config_.train.checkpoint_every_epochs;
-  if (finished || (save_every > 0 && at_.epoch % save_every == 0)) start_saving();
+  if (finished || best_step_ == at_.step || (save_every > 0 && at_.epoch % save_every == 0)) start_saving();
   return stop_agreed();
 }
 
@@ -301,6 +318,7 @@ bool Run::refresh_neighbors() {
   try {
     find_neighbors(device_, comm_, state_, log_.on_bad_image(), [this] { return !stop_agreed(); });
   } catch (const Interrupted&) { return false; }
+  if (progress_) progress_->leave_out(seconds_since(start));
   log_.write({{"kind", "event"},
               {"event", "neighbors"},
               {"k", config_.method.neighbors},
@@ -318,28 +336,89 @@ void Run::evaluate() {
   } catch (const Interrupted&) { state_.evaluation_due = true; }
 }
 
-void Run::measure_knn() {
-  if (!test_ || config_.eval.knn_every_epochs <= 0 || !train_->has_labels() || !test_->has_labels()) return;
-  const Clock::time_point start = Clock::now();
-  if (!knn_train_) {
-    auto limited = [](const std::string& spec, int64_t limit) {
-      auto dataset = open_dataset(spec);
-      if (limit > 0) dataset->limit(limit);
-      return dataset;
-    };
-    knn_train_ = limited(config_.data.train, config_.eval.knn_train_limit);
-    knn_test_ = limited(config_.data.test, config_.eval.knn_test_limit);
-    knn_test_->use_classes_of(*knn_train_);
+/// The bank and the queries of the online k-NN. Where the training images have labels, the bank is of these. Else the
+/// probe's images are both: a fifth of every class asks, the rest answers.
+void Run::open_probe() {
+  const auto limited = [](const std::string& spec, int64_t limit) {
+    auto dataset = open_dataset(spec);
+    if (limit > 0) dataset->limit(limit);
+    return dataset;
+  };
+  const std::string& test = config_.data.test;
+  const bool split = !train_->has_labels();
+  if (split && test.find("holdout=") != std::string::npos)
+    throw UsageError(
+        cat("{}: the training images have no labels, so that the probe is split into bank and queries; "
+            "name it without holdout=",
+            test));
+  const std::string cut = cat("{}{}holdout=20%&part=", test, test.find('?') == std::string::npos ? "?" : "&");
+  knn_train_ = limited(split ? cut + "rest" : config_.data.train, config_.eval.knn_train_limit);
+  knn_test_ = limited(split ? cut + "holdout" : test, config_.eval.knn_test_limit);
+  if (knn_train_->size() == 0 || knn_test_->size() == 0)
+    throw UsageError(cat("{}: too few images for a probe; each class needs at least five", test));
+  knn_test_->use_classes_of(*knn_train_);
+}
+
+/// The best state so far is saved whatever the interval of checkpoints, and kept.
+void Run::note_best() {
+  if (result_.knn_top1 <= result_.best_top1) return;
+  result_.best_top1 = result_.knn_top1;
+  result_.best_epoch = at_.epoch;
+  best_step_ = at_.step;
+}
+
+/// RUN/best: the checkpoint (links to its files where the file system has them), with best.json.
+void Run::keep_best(const std::filesystem::path& checkpoint) {
+  namespace fs = std::filesystem;
+  const fs::path best = options_.out / "best", part = options_.out / "best.part";
+  try {
+    fs::remove_all(part);
+    std::error_code no_links;
+    fs::copy(checkpoint, part, fs::copy_options::recursive | fs::copy_options::create_hard_links, no_links);
+    if (no_links) fs::copy(checkpoint, part, fs::copy_options::recursive | fs::copy_options::overwrite_existing);
+    const nlohmann::json about{
+        {"top1", result_.best_top1}, {"epoch", result_.best_epoch}, {"step", best_step_}, {"probe", config_.data.test}};
+    write_text_file(part / "best.json", about.dump() + "\n");
+    fs::remove_all(best);
+    fs::rename(part, best);
+    log_.event("best",
+               cat("epoch {}: online k-NN {:.2f} %, kept in {}", result_.best_epoch, result_.best_top1, best.string()));
+  } catch (const std::exception& e) {
+    log_warn(cat("the best checkpoint could not be kept ({}); training goes on", e.what()));
   }
+  best_step_ = -1;
+}
+
+/// The best of an earlier start, unless it lies after the step that this one goes on from.
+void Run::read_best() {
+  const std::filesystem::path file = options_.out / "best" / "best.json";
+  if (!std::filesystem::exists(file)) return;
+  constexpr size_t kMostBytes = 1 << 16;
+  const nlohmann::json about = parse_json(read_text_file(file, kMostBytes));
+  if (!about.is_object() || !about.value("top1", nlohmann::json()).is_number() ||
+      !about.value("epoch", nlohmann::json()).is_number_integer() ||
+      !about.value("step", nlohmann::json()).is_number_integer() || about["step"].get<int64_t>() > at_.step)
+    return;
+  result_.best_top1 = about["top1"].get<double>();
+  result_.best_epoch = about["epoch"].get<int64_t>();
+}
+
+void Run::measure_knn() {
+  if (!probed()) return;
+  const Clock::time_point start = Clock::now();
+  if (!knn_train_) open_probe();
   phase(cat("the k-NN evaluation after epoch {}", at_.epoch));
   FeatureOptions o = online_feature_options(config_, comm_);
   o.go_on = [this] { return !stop_agreed(); };
   const Encoder& encoder = method_->query_encoder();
   const Features bank = extract_features(device_, encoder, *knn_train_, o);
   const Features queries = extract_features(device_, encoder, *knn_test_, o);
-  const KnnResult knn = knn_classify(bank, queries, knn_train_->class_count(), {config_.eval.knn_k},
+  const KnnResult knn = knn_classify(bank, queries, knn_train_->class_count(),
+                                     {static_cast<int>(std::min<int64_t>(config_.eval.knn_k, knn_train_->size()))},
                                      config_.eval.knn_temperature, comm_)[0];
   result_.knn_top1 = knn.top1;
+  note_best();
+  if (progress_) progress_->leave_out(seconds_since(start));
   log_.write({{"kind", "eval"},
               {"task", "knn"},
               {"top1", knn.top1},
@@ -397,6 +476,7 @@ void Run::tell_saved() {
   for (const CheckpointWriter::Outcome& o : writer_->outcomes()) {
     if (!o.folder.empty()) {
       result_.checkpoint = o.folder;
+      if (best_step_ >= 0 && o.step == best_step_) keep_best(o.folder);
       continue;
     }
     log_warn(cat("{}; training goes on, a checkpoint is tried again", o.error));
@@ -411,6 +491,7 @@ void Run::resume() {
   state_.share(device_, comm_);
   log_.begin_events();
   if (state_.saved < 0) return;
+  if (comm_.rank() == 0) read_best();
   log_info(cat("resuming from {}: step {}, epoch {}", result_.checkpoint.string(), at_.step, at_.epoch));
   log_.event("resumed", result_.checkpoint.filename().string());
 }

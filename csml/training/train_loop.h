@@ -34,6 +34,8 @@ struct RunResult {
   int64_t bad_images = 0;
   double seconds = 0;
   std::filesystem::path checkpoint;  // newest
+  double best_top1 = -1;             // of the online k-NN, percent: the checkpoint in `out`/best; -1: none
+  int64_t best_epoch = 0;            // after so many epochs
 };
 
 /// Checkpoints are written by a thread while training goes on; one that cannot be written is told and tried again.
