@@ -77,7 +77,8 @@ std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
 int run(int argc, char** argv) {
   const std::vector<std::string> arguments(argv, argv + argc);
   CLI::App app("csml: contrastive pretraining of image encoders (CsMl, MoCo, SimCLR, BYOL)", "csml");
-  app.set_version_flag("--version", cat("csml {} ({}, {}, {})", kVersion, kCommit, kCompiler, kBuildType));
+  app.set_version_flag("--version", cat("csml {} ({}, {}, {}, kernels for {})", kVersion, kCommit, kCompiler,
+                                        kBuildType, kernel_instructions()));
   app.require_subcommand(1);
   app.footer(
       "csml COMMAND --help tells more.\n"
