@@ -100,7 +100,8 @@ int run_about(CLI::App& app, int argc, char** argv) {
 int run(int argc, char** argv) {
   const std::vector<std::string> arguments(argv, argv + argc);
   CLI::App app("csml: contrastive pretraining of image encoders (CsMl, MoCo, SimCLR, BYOL)", "csml");
-  app.set_version_flag("-v,--version", cat("csml {} ({}, {}, {})", kVersion, kCommit, kCompiler, kBuildType));
+  app.set_version_flag("-v,--version", cat("csml {} ({}, {}, {}, kernels for {})", kVersion, kCommit, kCompiler,
+                                           kBuildType, kernel_instructions()));
   app.require_subcommand(1);
   app.footer(
       "csml help COMMAND tells more; source <(csml completion bash) completes commands and flags (zsh too).\n"

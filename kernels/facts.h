@@ -1,10 +1,14 @@
-// CudaFacts: what a build and a machine have of CUDA, in words, for `csml doctor`.
+// What a build is made for and what a machine has of CUDA, in words, for `csml --version` and `csml doctor`.
 #pragma once
 
 #include <string>
 #include <vector>
 
 namespace csml {
+
+/// What the CPU's kernels in use are compiled for: x86-64 with the level of its instruction set (-v3: AVX2 and FMA,
+/// -v4: AVX-512), or the name of another architecture. A package has several builds, of which the machine takes one.
+const char* kernel_instructions();
 
 struct CudaFacts {
   /// A library that is loaded at run time: its version and what speaks against it, or why it cannot be used.

@@ -96,7 +96,7 @@ class CliTest(unittest.TestCase):
         listing = csml("--help").stdout
         for command in COMMANDS:
             self.assertIn(command, listing)
-        self.assertRegex(csml("--version").stdout, r"^csml \d+\.\d+\.\d+ \(")
+        self.assertRegex(csml("--version").stdout, r"^csml \d+\.\d+\.\d+ \(.*, kernels for \S+\)$")
 
     def test_wrong_usage(self):
         self.fails(2, "unknown command pretrian; did you mean pretrain\\?", "pretrian")
