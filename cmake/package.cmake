@@ -25,7 +25,8 @@ function(csml_core name kernels data folder)
     add_dependencies(${name} ${library})
   endforeach()
   target_link_libraries(${name} PRIVATE -Wl,--whole-archive ${archives} -Wl,--no-whole-archive
-                        OpenMP::OpenMP_CXX OneDNN::OneDNN JPEG::JPEG ZLIB::ZLIB fmt::fmt Threads::Threads ${CMAKE_DL_LIBS})
+                        OpenMP::OpenMP_CXX OneDNN::OneDNN JPEG::JPEG ${FORMAT_LIBRARIES} ZLIB::ZLIB fmt::fmt Threads::Threads
+                        ${CMAKE_DL_LIBS})
   if(CSML_CUDA)
     target_link_libraries(${name} PRIVATE csml_kernels_cuda)
   endif()
