@@ -17,7 +17,7 @@ struct VerdictRules {
   double standard_errors = 3;     // k-NN differences that count, in standard errors of the test set's size
   double least_points = 1;        // and in points
   double close_negatives = 0.3;   // mean cosine to negatives above which images are not told apart
-  double useless_purity = 0.4;    // share of right neighbours below which their terms cost more than they give
+  double useless_purity = 0.3;    // share of right neighbours below which their terms cost more than they give
   double data_wait = 0.1;         // share of the time without a ready batch
   double rising_loss = 0.02;      // share by which the last quarter's loss exceeds the quarter before
   double skipped_share = 0.01;    // steps without a finite gradient
