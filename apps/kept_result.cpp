@@ -23,16 +23,17 @@ std::string date_now() {
   return text;
 }
 
-/// The run folder that a checkpoint RUN/checkpoints/NAME lies in; empty where it is none.
+/// The run folder that a checkpoint RUN/checkpoints/NAME or RUN/best lies in; empty where it is none.
 fs::path run_of(const nlohmann::json& result) {
   const auto found = result.find("checkpoint");
   if (found == result.end() || !found->is_string()) return {};
   std::error_code error;
-  const fs::path checkpoint = fs::weakly_canonical(found->get<std::string>(), error);
-  const fs::path folder = checkpoint.parent_path();
-  const bool kept =
-      !error && folder.filename() == "checkpoints" && fs::exists(folder.parent_path() / "config.toml", error);
-  return kept ? folder.parent_path() : fs::path();
+  const fs::path checkpoint = fs::weakly_canonical(found->get<std::string>(), error), folder = checkpoint.parent_path();
+  if (error) return {};
+  const fs::path run = folder.filename() == "checkpoints" ? folder.parent_path()
+                       : checkpoint.filename() == "best"  ? folder
+                                                          : fs::path();
+  return !run.empty() && fs::exists(run / "config.toml", error) ? run : fs::path();
 }
 
 std::string file_name(const nlohmann::json& result) {

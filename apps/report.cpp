@@ -166,14 +166,17 @@ std::string notes_html(const Metrics& m, const std::vector<json>& bad_images, co
   return html.empty() ? "" : "<ul class=\"notes\">" + html + "</ul>\n";
 }
 
-/// XXH3-128 of the weights of every checkpoint that the run still has.
+/// XXH3-128 of the weights of every checkpoint that the run still has, its best one too.
 std::set<std::string> contents_of_checkpoints(const fs::path& run) {
   std::set<std::string> contents;
-  std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(run / "checkpoints", error)) {
-    const fs::path weights = entry.path() / "model.safetensors";
+  const auto add = [&](const fs::path& checkpoint) {
+    std::error_code error;
+    const fs::path weights = checkpoint / "model.safetensors";
     if (fs::is_regular_file(weights, error)) contents.insert(digest_of(weights).hex);
-  }
+  };
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(run / "checkpoints", error)) add(entry.path());
+  add(run / "best");
   return contents;
 }
 

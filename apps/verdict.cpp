@@ -139,7 +139,7 @@ std::optional<Verdict> judge_loss(const Curves& c, const VerdictRules& rules) {
 }
 
 /// No gain over the last half of the evaluations.
-std::optional<Verdict> judge_progress(const Curves& c, const VerdictRules& rules) {
+std::optional<Verdict> judge_progress(const Curves& c, const VerdictRules&) {
   if (c.knn.size() < 6) return {};
   const size_t half = c.knn.size() / 2;
   const auto later = std::max_element(c.knn.end() - static_cast<std::ptrdiff_t>(half), c.knn.end(),

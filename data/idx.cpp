@@ -36,6 +36,8 @@ Idx read_idx(const std::string& path, int rank) {
     gzFile file;
     ~Closer() { gzclose(file); }
   };
+  std::error_code error;
+  if (!fs::is_regular_file(path, error)) throw Error(cat("{}: not a regular file", path));  // a pipe would hang
   gzFile opened = gzopen(path.c_str(), "rb");
   if (!opened) throw Error(cat("{}: cannot open the file", path));
   const Closer closer{opened};

@@ -42,12 +42,23 @@ DirectoryId directory_id(const fs::path& path) {
   return {status.st_dev, status.st_ino};
 }
 
-/// Collects the image files below `directory`, as paths relative to `root`. `above` holds the directories that lead
-/// here: a link back to one of them is not followed.
-void collect(const fs::path& directory, const fs::path& relative, std::set<DirectoryId>& above,
-             std::vector<std::string>& files, LeftOut& left_out) {
+/// The directories that lead to one, and how often each was listed.
+struct Walk {
+  std::set<DirectoryId> above;
+  std::map<DirectoryId, int> listed;
+};
+
+/// Collects the image files below `directory`, as paths relative to `root`. A link back to a directory that leads here is
+/// not followed. Throws Error where links lead to one directory in more ways than people make: ten of them, one in the
+/// other, make a thousand.
+void collect(const fs::path& directory, const fs::path& relative, Walk& walk, std::vector<std::string>& files,
+             LeftOut& left_out) {
+  constexpr int kMostWays = 1000;
   const DirectoryId id = directory_id(directory);
-  if (!above.insert(id).second) return;
+  if (!walk.above.insert(id).second) return;
+  if (++walk.listed[id] > kMostWays)
+    throw Error(cat("{}: symbolic links lead to this folder in more than {} ways; remove them, or name it alone",
+                    directory.string(), kMostWays));
   std::error_code error;
   fs::directory_iterator entries(directory, error);
   if (error) throw Error(cat("{}: cannot be listed: {}", directory.string(), error.message()));
@@ -60,7 +71,7 @@ void collect(const fs::path& directory, const fs::path& relative, std::set<Direc
       if (is_junk(name))
         ++left_out[cat("{}/", name)];
       else
-        collect(entry.path(), below, above, files, left_out);
+        collect(entry.path(), below, walk, files, left_out);
     } else if (!entry.is_regular_file(error)) {
       ++left_out["neither file nor folder"];
     } else if (is_image_name(name)) {
@@ -69,13 +80,13 @@ void collect(const fs::path& directory, const fs::path& relative, std::set<Direc
       ++left_out[reason_of(entry.path())];
     }
   }
-  above.erase(id);
+  walk.above.erase(id);
 }
 
 std::vector<std::string> sorted_images(const fs::path& directory, const fs::path& relative, LeftOut& left_out) {
-  std::set<DirectoryId> above;
+  Walk walk;
   std::vector<std::string> files;
-  collect(directory, relative, above, files, left_out);
+  collect(directory, relative, walk, files, left_out);
   std::sort(files.begin(), files.end());
   return files;
 }

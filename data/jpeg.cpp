@@ -77,7 +77,7 @@ void jpeg_skip(j_decompress_ptr info, long count) {
 void jpeg_watch_scans(j_common_ptr info) {
   const int max_scans = reinterpret_cast<JpegProgress*>(info->progress)->max_scans;
   if (reinterpret_cast<j_decompress_ptr>(info)->input_scan_number > max_scans)
-    jpeg_fail(info, "more scans in a progressive JPEG than the limit");
+    jpeg_fail(info, "more scans in a JPEG than the limit");
 }
 
 /// What decode_jpeg needs from libjpeg: nothing in here has a destructor, so longjmp may leave at any point.
@@ -188,7 +188,7 @@ DecodeInfo decode_jpeg(Bytes bytes, int channels, Image& out, const DecodeLimits
       ImageFormat::jpeg, static_cast<int>(job.info.image_height), static_cast<int>(job.info.image_width), 0, {}};
   check_extent(job.info.image_height, job.info.image_width, limits);
   const int64_t pixels = int64_t{info.height} * info.width;
-  if (job.info.progressive_mode)
+  if (jpeg_has_multiple_scans(&job.info))  // progressive, or one component after the other
     job.progress.max_scans = static_cast<int>(std::min<int64_t>(limits.scans, limits.scan_pixels / pixels));
 
   if (const auto scan = baseline_scan(job); scan && (channels == 3 || scan->components == 1)) {

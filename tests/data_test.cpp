@@ -5,6 +5,7 @@
 
 #include "tests/files.h"
 
+#include <sys/stat.h>
 #include <zlib.h>
 
 #include <cmath>
@@ -254,6 +255,12 @@ TEST_CASE("list: what is no list is called by its name") {
   CHECK(contains(refused("PK\3\4...."), "not a list of images, but a ZIP archive (.zip, .npz)"));
   CHECK(contains(refused("PAR1...."), "a Parquet file"));
   CHECK(contains(refused("\x1F\x8B...."), "a gzip file"));
+}
+
+TEST_CASE("idx: a pipe in the place of a file is refused instead of waited for") {
+  const Folder folder;
+  REQUIRE(::mkfifo((folder.path / "train-images-idx3-ubyte").c_str(), 0600) == 0);
+  CHECK(contains(open_error("idx:" + folder.path.string()), "not a regular file"));
 }
 
 TEST_CASE("stl10: planes are read column by column, labels count from 1, unlabeled is a split") {

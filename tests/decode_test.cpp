@@ -22,9 +22,10 @@ namespace {
 
 using Bytes = std::vector<uint8_t>;
 
-/// A JPEG of a smooth picture. color: JCS_RGB (4:2:0 YCC), JCS_GRAYSCALE or JCS_CMYK (Adobe, inverted by the caller).
+/// A JPEG of a smooth picture. color: JCS_RGB (4:2:0 YCC), JCS_GRAYSCALE or JCS_CMYK (Adobe, inverted by the caller). apart:
+/// sequential, one scan a component.
 Bytes make_jpeg(int height, int width, J_COLOR_SPACE color = JCS_RGB, bool progressive = false,
-                const std::function<uint8_t(int, int, int)>& value = {}) {
+                const std::function<uint8_t(int, int, int)>& value = {}, bool apart = false) {
   jpeg_compress_struct info;
   jpeg_error_mgr errors;
   info.err = jpeg_std_error(&errors);
@@ -39,6 +40,8 @@ Bytes make_jpeg(int height, int width, J_COLOR_SPACE color = JCS_RGB, bool progr
   jpeg_set_defaults(&info);
   jpeg_set_quality(&info, 95, TRUE);
   if (progressive) jpeg_simple_progression(&info);
+  const jpeg_scan_info scans[3] = {{1, {0}, 0, 63, 0, 0}, {1, {1}, 0, 63, 0, 0}, {1, {2}, 0, 63, 0, 0}};
+  if (apart) info.scan_info = scans, info.num_scans = 3;
   jpeg_start_compress(&info, TRUE);
   Bytes row(static_cast<size_t>(width) * info.input_components);
   for (int y = 0; y < height; ++y) {
@@ -261,6 +264,12 @@ TEST_CASE("decode: caps hold before memory is spent") {
   DecodeLimits limits;
   limits.scans = 2;
   CHECK(contains(decode_error(make_jpeg(64, 64, JCS_RGB, true), limits), "more scans"));
+  const Bytes apart = make_jpeg(64, 64, JCS_RGB, false, {}, true);
+  CHECK(decode_error(apart).empty());
+  CHECK(contains(decode_error(apart, limits), "more scans"));
+  limits = {};
+  limits.scan_pixels = 2 * 64 * 64;  // the work of two scans
+  CHECK(contains(decode_error(apart, limits), "more scans"));
   limits = {};
   limits.memory = 1000;
   CHECK(!decode_error(make_jpeg(512, 512, JCS_RGB, true), limits).empty());

@@ -99,6 +99,21 @@ TEST_CASE("files that are no images are counted by reason and said") {
   CHECK(contains(error_of([&] { open(only); }), cat("no image in it ({}); left out: 1 .heic", image_suffixes())));
 }
 
+TEST_CASE("links that multiply are refused, a few are followed") {
+  const Folder folder;
+  fs::path level = folder.path / "cat";
+  put(level / "a.ppm");
+  put(folder.path / "dog" / "b.ppm");
+  for (int i = 0; i < 12; ++i) {  // 2^12 ways to the last folder
+    const fs::path next = folder.path / cat("deep{}", i);
+    fs::create_directories(next);
+    for (const char* name : {"one", "two"}) fs::create_directory_symlink(next, level / name);
+    level = next;
+  }
+  put(level / "c.ppm");
+  CHECK(contains(error_of([&] { open(folder); }), "symbolic links lead to this folder in more than 1000 ways"));
+}
+
 TEST_CASE("members of archives that are left out are counted by reason and said") {
   const Folder folder;
   const fs::path path = folder.path / "a.tar";
