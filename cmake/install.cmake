@@ -5,6 +5,7 @@ include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 if(CSML_APPS)
+  set_target_properties(csml PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)  # MPI in a folder that only its wrapper knows
   install(TARGETS csml RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT program)
   install(DIRECTORY configs/ DESTINATION share/csml/configs COMPONENT program FILES_MATCHING PATTERN "*.toml")
 endif()
