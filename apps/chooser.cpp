@@ -191,7 +191,10 @@ Chosen choose(const Facts& f) {
 
 std::string chosen_text(const Chosen& c) {
   std::string text = "chosen for these images and this machine (a flag or --config wins over each):\n";
-  for (const Reason& r : c.reasons) text += cat("  {:<10}{:<20}{:<44}{}\n", r.what, r.choice, r.why, r.change);
+  size_t choices = 0, whys = 0;  // widths
+  for (const Reason& r : c.reasons) choices = std::max(choices, r.choice.size()), whys = std::max(whys, r.why.size());
+  for (const Reason& r : c.reasons)
+    text += cat("  {:<10}{:<{}}  {:<{}}  {}\n", r.what, r.choice, choices, r.why, whys, r.change);
   if (!c.warning.empty()) text += cat("  note: {}\n", c.warning);
   return text;
 }

@@ -176,7 +176,7 @@ Verdict learns(const Curves& c) {
   if (!c.loss.empty() && !c.chance.empty())
     return verdict(Health::ok, "learns",
                    cat("the loss is {:.2f}, where chance is {:.2f}{}", c.loss.back().second, c.chance.back().second,
-                       c.knn.empty() ? "; without labels (--test-data) nothing else can be said" : ""));
+                       c.knn.empty() ? "; without labelled images (--probe) nothing else can be said" : ""));
   return verdict(Health::ok, "learns", "nothing speaks against it");
 }
 

@@ -85,5 +85,5 @@ TEST_CASE("verdict: without labels the loss speaks") {
   text += "{\"kind\":\"epoch\",\"step\":100,\"epoch\":0}\n";
   const Verdict v = judge(parse_metrics(text));
   CHECK(v.state == "learns");
-  CHECK(contains(v.text(), "without labels (--test-data) nothing else can be said"));
+  CHECK(contains(v.text(), "without labelled images (--probe) nothing else can be said"));
 }
