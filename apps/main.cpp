@@ -93,7 +93,7 @@ int run_about(CLI::App& app, int argc, char** argv) {
   if (!about.empty() && command == &app)
     throw UsageError(cat("help {}: no such command{}", printable(about, 200),
                          suggestion(about, names, cat("; known are {}", fmt::join(names, ", ")))));
-  answer({}, {}, command->help(command == &app ? "" : "csml " + command->get_name()));
+  answer({}, {}, command->help(command == &app ? "" : "csml"));
   return 0;
 }
 
