@@ -163,7 +163,9 @@ Chosen choose(const Facts& f) {
   say("network",
       cat("ResNet-{}{}{}", n.depth, n.width == 64 ? "" : cat(", {} wide", n.width),
           n.stem == std::string("cifar") ? ", 3x3 stem" : ""),
-      cat("the largest here with {} passes in {:.3g} h", wanted_epochs(f.images), f.hours),
+      within < wanted_epochs(f.images)
+          ? "the smallest of those here, as the time is short"
+          : cat("the largest here with {} passes in {:.3g} h", wanted_epochs(f.images), f.hours),
       "--set model.depth=, model.width=");
   say("views", cat("{} pixels", n.view), cat("images have {} on their short side", f.short_side),
       "--set augment.crop_size=");
@@ -179,7 +181,7 @@ Chosen choose(const Facts& f) {
   say("queue", cat("{} keys", queue),
       cat("{:.0f} % of the images", 100.0 * static_cast<double>(queue) / static_cast<double>(f.images)),
       "--set method.queue=");
-  say("epochs", cat("{}", epochs), cat("{} images/s by a timed step", number(rate)), "--epochs, --hours");
+  say("epochs", cat("{}", epochs), cat("{} images/s by timed steps", number(rate)), "--epochs, --hours");
   say("precision", f.card ? "bf16" : "fp32", f.card ? "tensor cores" : "processors train in fp32", "--precision");
   say("workers", cat("{}", workers), cat("decoding takes {:.1f} ms an image", 1e3 * f.decode_seconds), "--workers");
   say("time", cat("{} h", number(c.hours)), "expect -25 % to +50 %; more if other work starts", "--hours");

@@ -84,14 +84,16 @@ double measure_speed(Device& device, const Config& config, const Dataset& data) 
   Batch batch;
   constexpr double kGuess = 20e9;
   if (!loader.next(batch)) return kGuess;
-  double seconds = 0;
-  for (int step = 0; step < 2; ++step) {  // the first finds plans and memory
+  std::vector<double> times;
+  for (int step = 0; step < 4; ++step) {
     const Clock::time_point start = Clock::now();
     method->load(batch, {});
     method->step();
-    method->finite().host<int32_t>();  // waits for the device
-    seconds = since(start);
+    method->finite().host<int32_t>();             // waits for the device
+    if (step > 0) times.push_back(since(start));  // the first finds plans and memory
   }
+  std::sort(times.begin(), times.end());
+  const double seconds = times[times.size() / 2];
   const ModelConfig& m = config.model;
   return step_flop(config.method.name, m.depth, m.stem, m.width, config.augment.crop_size) * config.train.batch_size /
          std::max(1e-6, seconds);

@@ -18,7 +18,7 @@ uint64_t available_host_memory();
 /// when none can be read.
 Facts look_at(const Dataset& data, const Device& device, double hours);
 
-/// FLOP per second (step_flop) of a training step of `config` on images of `data`: the second of two steps. A guess
+/// FLOP per second (step_flop) of a training step of `config` on images of `data`: the median of three steps after a first one. A guess
 /// where the data set is smaller than a batch.
 double measure_speed(Device& device, const Config& config, const Dataset& data);
 

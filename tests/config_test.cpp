@@ -371,7 +371,9 @@ TEST_CASE("every preset resolves, says where it comes from, and runs MoCo as wel
                            "cifar100-r18-mocov3",
                            "simclr-imagenet-r50-100ep",
                            "byol-imagenet-r50-300ep",
-                           "mocov3-imagenet-r50-100ep"})
+                           "mocov3-imagenet-r50-100ep",
+                           "own-images-cpu",
+                           "own-images"})
     CHECK_MESSAGE(names.contains(name), name);
 }
 
