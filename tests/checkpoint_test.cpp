@@ -319,7 +319,8 @@ TEST_CASE("progress: the line fits any width, and keeps what is done, the time l
   CHECK(whole.size() > 79);
   for (int columns = 1; columns < 130; ++columns)
     CHECK(progress.line(100, columns).size() <= static_cast<size_t>(columns));
-  CHECK(progress.line(100, 79) == "40000/100000  2:30 left  epoch 12 loss 5.123  k-NN 43.2 %  17 bad images");
+  CHECK(progress.line(100, 79) == "40000/100000 steps  2:30 left  epoch 12 loss 5.123  k-NN 43.2 %  17 bad images");
+  CHECK(progress.line(100, 77) == "40000/100000  2:30 left  epoch 12 loss 5.123  k-NN 43.2 %  17 bad images");
   CHECK(progress.line(100, 130) == whole);
   progress.finish();
   log_configure(0, 1, false);
