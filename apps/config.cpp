@@ -352,7 +352,8 @@ std::string preset_list() {
                 head_field(preset.text, "cost"));
   }
   return text +
-         "\nEvery preset runs CsMl unless its name or source says otherwise; --method moco switches such a one to MoCo v2.\n";
+         "\nEvery preset runs CsMl unless its name or source says otherwise; --method moco switches such a one to MoCo "
+         "v2.\n";
 }
 
 }  // namespace csml
