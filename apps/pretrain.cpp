@@ -193,7 +193,7 @@ nlohmann::json result_json(const Options& o, const Config& config, const RunResu
 /// Where cross-samples meet a queue that holds much of the data: a warning with a size that does not; else empty. The
 /// paper's queue holds 5 % of ImageNet.
 std::string queue_warning(const Config& config, int64_t images) {
-  if (!uses_partner(config.method) || base_of(config.method).negatives != Base::Negatives::queue) return "";
+  if (!uses_partner(config.method) || !base_of(config.method).queue) return "";
   const double share = static_cast<double>(config.method.queue) / static_cast<double>(images);
   if (share <= 0.2) return "";
   return cat(

@@ -32,9 +32,7 @@ struct Options {
   bool pictures = true;
 };
 
-bool has_queue(const std::optional<Config>& config) {
-  return config && base_of(config->method).negatives == Base::Negatives::queue;
-}
+bool has_queue(const std::optional<Config>& config) { return config && base_of(config->method).queue; }
 
 std::string charts_html(const Metrics& m, const std::optional<Config>& config) {
   const std::string x = m.x_label();

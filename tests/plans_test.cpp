@@ -484,7 +484,8 @@ TEST_CASE("every base has what its configuration promises") {
       predictor |= e.name.starts_with("predictors.");
     for (const auto& [name, tensor] : method->state()) queue |= name.starts_with("queue.");
     CHECK(predictor == base.predictor);
-    CHECK(queue == (base.negatives == Base::Negatives::queue));
+    CHECK(queue == base.queue);
+    CHECK((base.queue || base.negatives != Base::Negatives::queue));
   }
   Config patch = small_config("simclr");
   patch.method.levels = {"res4", "res5"};

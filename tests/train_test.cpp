@@ -136,7 +136,7 @@ TEST_CASE("levels, small crops and every base go on exactly, and their checkpoin
     CHECK(last["loss_levels"].size() == 2);
     CHECK(std::isfinite(last["loss"].get<double>()));
     const std::string names = slurp(checkpoint(folder.path / "whole", 15) / "state.safetensors").substr(0, 4000);
-    const bool queue = base_of(config.method).negatives == Base::Negatives::queue;
+    const bool queue = base_of(config.method).queue;
     CHECK(contains(names, "queue.res4.cursor") == queue);
     CHECK(contains(names, "queue.res5.cursor") == queue);
     const auto device = open_backend();  // what evaluation and export read

@@ -24,7 +24,9 @@ const std::vector<Base>& bases() {
 const Base& find_base(const std::string& name) {
   for (const Base& base : bases())
     if (base.name == name) return base;
-  throw UsageError(cat("method '{}' is unknown; use csml, moco, simclr, byol or mocov3", name));
+  std::string names = "csml";
+  for (const Base& base : bases()) names += (&base == &bases().back() ? " or " : ", ") + base.name;
+  throw UsageError(cat("method '{}' is unknown; use {}", name, names));
 }
 
 const Base& base_of(const MethodConfig& config) { return find_base(config.name == "csml" ? config.base : config.name); }

@@ -27,7 +27,8 @@ struct Base {
   bool momentum_encoder = true;  // keys come from a momentum encoder; else from the trained one, with gradient
   bool predictor = false;        // anchors pass a predictor behind the head
   enum class Negatives { queue, keys, anchors_and_keys, none };
-  Negatives negatives = Negatives::queue;
+  Negatives negatives = Negatives::none;  // queue: needs the queue below
+  bool queue = false;  // keeps a queue of earlier keys, one per level, in which every step's keys replace the oldest
   bool in_batch() const { return negatives == Negatives::keys || negatives == Negatives::anchors_and_keys; }
   int directions = 1;                         // 2: each view of a pair is anchor once (symmetrised)
   std::string head_bn = "none";               // of the published recipe: none | hidden | all

@@ -29,16 +29,17 @@ StepDraw draw(const Config& config, const StepInfo& info) {
 }  // namespace
 
 Plan cross_sample_plan(const Config& config) {
-  const MethodConfig& m = config.method;
-  const Base& base = base_of(m);
-  const auto uses = [&](const char* term) { return std::find(m.terms.begin(), m.terms.end(), term) != m.terms.end(); };
-  const bool cross = uses_partner(m);
+  const Base& base = base_of(config.method);
+  const std::vector<std::string>& terms = config.method.terms;
+  const auto uses = [&](const char* term) { return std::find(terms.begin(), terms.end(), term) != terms.end(); };
+  const bool cross = uses_partner(config.method);
   Plan plan;
-  plan.directions = m.directions;
+  plan.directions = config.method.directions;
   plan.neighbors = cross;
   plan.draw = draw;
   const bool shuffled = base.momentum_encoder && plan.directions == 1;
   using Source = ViewSpec::Source;
+  using Weight = Plan::Weight;
   const auto anchor_view = [&](const char* name, Source source, int image) {
     return plan.add_view(name, {.source = source, .augment = config.augment, .number = 0, .shuffle = -1}, image);
   };
@@ -48,28 +49,23 @@ Plan cross_sample_plan(const Config& config) {
                          image);
   };
   const int q = anchor_view("q", Source::own, 0), k = key_view("k", Source::own, 0);
+  plan.names = {.q = q, .k = k};
   if (!cross) {
-    plan.terms.push_back({.name = "q", .anchor = q, .keys = {k}, .weights = Plan::Weights::own});
-    if (plan.directions == 2)
-      plan.terms.push_back({.name = "q_back", .anchor = k, .keys = {q}, .weights = Plan::Weights::own, .direction = 1});
-    plan.add_crops(config, {k}, {q}, Plan::Weights::own);
+    plan.add_term("q", q, {{Weight::w0, k}});
+    plan.add_swapped();
+    plan.add_crops(config, {{Weight::w0, k}});
     return plan;
   }
   const int p = anchor_view("p", Source::neighbor, 1), kp = key_view("kp", Source::neighbor, 1);
-  const auto add_direction = [&](int a, int own, int b, int partner, int direction) {
-    const auto term = [&](const std::string& name, int anchor, std::vector<int> keys, Plan::Weights weights) {
-      plan.terms.push_back({.name = name, .anchor = anchor, .keys = keys, .weights = weights, .direction = direction});
-    };
-    const std::string back = direction ? "_back" : "";
-    if (uses("q")) term("q" + back, a, {own, partner}, Plan::Weights::pair);
-    if (uses("p")) term("p" + back, b, {partner, own}, Plan::Weights::pair);
-    if (!uses("m")) return;
-    plan.slots.push_back({.name = "m" + back, .view = -1, .base = a, .paste = b, .image = 2, .crop = false});
-    term("m" + back, static_cast<int>(plan.slots.size()) - 1, {own, partner}, Plan::Weights::mixed);
-  };
-  add_direction(q, k, p, kp, 0);
-  if (plan.directions == 2) add_direction(k, q, kp, p, 1);
-  plan.add_crops(config, {k, kp}, {q, p}, Plan::Weights::pair);
+  plan.names = {.q = q, .k = k, .p = p, .kp = kp};
+  if (uses("q")) plan.add_term("q", q, {{Weight::w0, k}, {Weight::w1, kp}});
+  if (uses("p")) plan.add_term("p", p, {{Weight::w0, kp}, {Weight::w1, k}});
+  if (uses("m")) {
+    const int m = plan.add_mixed("m", q, p);
+    plan.add_term("m", m, {{Weight::lambda, k}, {Weight::one_minus_lambda, kp}});
+  }
+  plan.add_swapped();
+  plan.add_crops(config, {{Weight::w0, k}, {Weight::w1, kp}});
   return plan;
 }
 

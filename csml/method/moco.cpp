@@ -24,6 +24,7 @@ Base moco_base() {
   return {.name = "moco",
           .help = "MoCo v2: momentum encoder and a queue of keys",
           .negatives = Base::Negatives::queue,
+          .queue = true,
           .loss = loss,
           .factor = [](const Config&) { return 1.0; },
           .chance = [](const Config& c) { return std::log(static_cast<double>(c.method.queue) + 1); }};

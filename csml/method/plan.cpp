@@ -10,6 +10,50 @@ int Plan::add_view(const std::string& name, ViewSpec spec, int image, bool crop)
   return static_cast<int>(slots.size()) - 1;
 }
 
+int Plan::Names::opposite(int slot) const {
+  const Names other = swapped();
+  if (slot == q) return other.q;
+  if (slot == k) return other.k;
+  if (slot == p) return other.p;
+  return slot == kp ? other.kp : slot;
+}
+
+int Plan::add_mixed(const std::string& name, int base, int paste) {
+  slots.push_back({.name = name, .view = -1, .base = base, .paste = paste, .image = 2, .crop = false});
+  return static_cast<int>(slots.size()) - 1;
+}
+
+void Plan::add_term(const std::string& name, int anchor, const std::vector<Pull>& pulls) {
+  Term term{.name = name, .anchor = anchor, .weight = pulls.at(0).weight};
+  for (size_t j = 0; j < pulls.size(); ++j) {
+    CHECK(static_cast<size_t>(pulls[j].weight) == static_cast<size_t>(term.weight) + j,
+          "term {}: its weights must follow one another", name);
+    term.keys.push_back(pulls[j].key);
+  }
+  terms.push_back(std::move(term));
+}
+
+int Plan::swapped_slot(int slot) {
+  const Slot shown = slots.at(static_cast<size_t>(slot));
+  if (shown.view >= 0) return names.opposite(slot);
+  return add_mixed(shown.name + "_back", names.opposite(shown.base), names.opposite(shown.paste));
+}
+
+Plan::Term Plan::swapped_term(const Term& term) {
+  Term back = term;
+  back.name += "_back";
+  back.direction = 1;
+  back.anchor = swapped_slot(term.anchor);
+  for (int& key : back.keys) key = swapped_slot(key);
+  return back;
+}
+
+void Plan::add_swapped() {
+  if (directions == 1) return;
+  const std::vector<Term> forward = terms;
+  for (const Term& term : forward) terms.push_back(swapped_term(term));
+}
+
 AugmentConfig second_view(const Config& config) {
   const MethodConfig& m = config.method;
   AugmentConfig recipe = config.augment;
@@ -48,20 +92,14 @@ std::vector<AugmentConfig> crop_recipes(const Config& config) {
   return recipes;
 }
 
-void Plan::add_crops(const Config& config, const std::vector<int>& forward_keys, const std::vector<int>& backward_keys,
-                     Weights weights) {
+void Plan::add_crops(const Config& config, const std::vector<Pull>& pulls) {
   int number = 0;
   for (const AugmentConfig& recipe : crop_recipes(config)) {
     const std::string name = cat("crop{}_{}", number++, recipe.crop_size);
     const int slot = add_view(name, {.source = ViewSpec::Source::own, .augment = recipe}, 0, true);
-    terms.push_back({.name = name, .anchor = slot, .keys = forward_keys, .weights = weights, .crop = true});
-    if (directions == 2)
-      terms.push_back({.name = name + "_back",
-                       .anchor = slot,
-                       .keys = backward_keys,
-                       .weights = weights,
-                       .direction = 1,
-                       .crop = true});
+    add_term(name, slot, pulls);
+    terms.back().crop = true;
+    if (directions == 2) terms.push_back(swapped_term(Term(terms.back())));
   }
 }
 
@@ -71,13 +109,13 @@ Plan plain_plan(const Config& config) {
   plan.directions = config.method.directions;
   // Views that are anchors as well stay in the batch's order.
   const int shuffle = base.momentum_encoder && plan.directions == 1 ? 0 : -1;
-  plan.add_view("q", {.source = ViewSpec::Source::own, .augment = config.augment}, 0);
-  plan.add_view("k", {.source = ViewSpec::Source::own, .augment = second_view(config), .number = 0, .shuffle = shuffle},
-                0);
-  plan.terms.push_back({.name = "q", .anchor = Plan::kQ, .keys = {Plan::kK}});
-  if (plan.directions == 2)
-    plan.terms.push_back({.name = "q_back", .anchor = Plan::kK, .keys = {Plan::kQ}, .direction = 1});
-  plan.add_crops(config, {Plan::kK}, {Plan::kQ}, Plan::Weights::one);
+  const int q = plan.add_view("q", {.source = ViewSpec::Source::own, .augment = config.augment}, 0);
+  const int k = plan.add_view(
+      "k", {.source = ViewSpec::Source::own, .augment = second_view(config), .number = 0, .shuffle = shuffle}, 0);
+  plan.names = {.q = q, .k = k};
+  plan.add_term("q", q, {{Plan::Weight::one, k}});
+  plan.add_swapped();
+  plan.add_crops(config, {{Plan::Weight::one, k}});
   return plan;
 }
 

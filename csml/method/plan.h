@@ -35,15 +35,23 @@ struct Plan {
     int image = 0;  // which image it shows: 0 the sample, 1 its partner, 2 both
     bool crop = false;
   };
-  enum class Weights { one, own, pair, mixed };  // [1]: 1; [1]: pair[0]; [2]: pair; [2]: mixed
-  /// sum over its keys of weight * loss(anchor, key)
+  /// The factors of a formula. StepDraw gives (w0, w1) = pair and (lambda, 1 - lambda) = mixed, which may be gated to
+  /// (0, 0).
+  enum class Weight { one, w0, w1, lambda, one_minus_lambda };
+  static constexpr int kWeights = 5;
+  /// weight * E(anchor, key)
+  struct Pull {
+    Weight weight;
+    int key;  // slot
+  };
+  /// sum over its keys of weight * E(anchor, key)
   struct Term {
     std::string name{};
     int anchor = 0;
-    std::vector<int> keys{};  // slots
-    Weights weights = Weights::one;
-    int direction = 0;  // 0: the keys show views k, kp; 1: views q, p
-    bool crop = false;  // of a small crop: last level only
+    std::vector<int> keys{};      // slots
+    Weight weight = Weight::one;  // of the first key; the next key has the next weight
+    int direction = 0;            // 0: the keys show views k, kp; 1: views q, p
+    bool crop = false;            // of a small crop: last level only
   };
 
   std::vector<ViewSpec> views;
@@ -53,13 +61,30 @@ struct Plan {
   bool neighbors = false;                                                  // a view shows a neighbour
   std::function<StepDraw(const Config&, const StepInfo&)> draw = nullptr;  // null: StepDraw{} always
 
-  /// Slots by meaning: the two views of the sample and, where `neighbors`, of its partner.
-  static constexpr int kQ = 0, kK = 1, kP = 2, kKp = 3;
+  /// Slots by meaning: the two views of the sample and, where `neighbors`, of its partner (else -1).
+  struct Names {
+    int q = -1, k = -1, p = -1, kp = -1;
+    Names swapped() const { return {.q = k, .k = q, .p = kp, .kp = p}; }
+    /// The slot in whose place `slot` stands in the other direction; itself where it is none of the four.
+    int opposite(int slot) const;
+  };
+  Names names;
+  /// The names as the terms of a direction use them: in direction 1, q and k, p and kp are in each other's place.
+  Names named(int direction) const { return direction == 0 ? names : names.swapped(); }
 
   int add_view(const std::string& name, ViewSpec spec, int image, bool crop = false);
-  /// Small crops (method.crop_*) of the sample as further anchors of the two views' keys.
-  void add_crops(const Config& config, const std::vector<int>& forward_keys, const std::vector<int>& backward_keys,
-                 Weights weights);
+  /// The image that shows the step's box of slot `paste` inside slot `base`.
+  int add_mixed(const std::string& name, int base, int paste);
+  /// A term of direction 0, its pulls in the order of Weight.
+  void add_term(const std::string& name, int anchor, const std::vector<Pull>& pulls);
+  /// With two directions: each term so far once more, with q and k, p and kp in each other's place.
+  void add_swapped();
+  /// Small crops (method.crop_*) of the sample as further anchors, each with the pulls given.
+  void add_crops(const Config& config, const std::vector<Pull>& pulls);
+
+ private:
+  int swapped_slot(int slot);
+  Term swapped_term(const Term& term);
 };
 
 /// The base alone: q against k and, with two directions, k against q.

@@ -48,10 +48,7 @@ Siamese::Siamese(Device& device, const Config& config, int in_channels, Plan pla
       optimizer_(Optimizer::make(f_q_.params(), config.optimizer)),
       loss_scale_(device, compute_, config.train.loss_scale),
       box_(device, {4}, DType::i32),
-      w_one_(scalar(device, 1)),
-      w_own_(device, {1}),
-      w_pair_(device, {2}),
-      w_mixed_(device, {2}),
+      weights_(device, {Plan::kWeights}),
       learning_rate_(scalar(device, 0)),
       momentum_(scalar(device, static_cast<float>(config.method.momentum))),
       statistics_momentum_(scalar(device, 0.9f)),  // torchvision's batch norm: new share 0.1
@@ -66,7 +63,7 @@ Siamese::Siamese(Device& device, const Config& config, int in_channels, Plan pla
   if (base_.momentum_encoder)  // the same seed: starts as a copy
     f_k_.emplace(device, config.model, in_channels, seed, false, encoder_parts(levels_, false), compute_);
   for (const Level& level : levels_) {
-    if (base_.negatives == Base::Negatives::queue)
+    if (base_.queue)
       queues_.emplace_back(device, config.method.queue, config.model.dim, seed, static_cast<uint32_t>(level.stage + 2));
     corners_.push_back(
         Tensor::from(device, {layout_.local, 2}, std::vector<int32_t>(2 * static_cast<size_t>(layout_.local))));
@@ -145,9 +142,7 @@ void Siamese::load_given(const Given& given) {
 
 void Siamese::load_draw(const StepDraw& draw) {
   box_.upload(std::span<const int32_t>(draw.box));
-  w_mixed_.upload(draw.mixed);
-  w_pair_.upload(draw.pair);
-  w_own_.upload(std::vector<float>{draw.pair[0]});
+  weights_.upload(std::vector<float>{1, draw.pair[0], draw.pair[1], draw.mixed[0], draw.mixed[1]});
   draw_ = draw;
 }
 
@@ -181,8 +176,8 @@ void Siamese::step() {
   enqueue_.clear();
   if (!queues_.empty())
     for (const Level& level : levels_) {
-      std::vector<Var> rows{keys_.at(Plan::kK).embedding.at(level.stage)};
-      if (plan_.directions == 2) rows.push_back(keys_.at(Plan::kQ).embedding.at(level.stage));
+      std::vector<Var> rows{keys_.at(plan_.names.k).embedding.at(level.stage)};
+      if (plan_.directions == 2) rows.push_back(keys_.at(plan_.names.q).embedding.at(level.stage));
       const NoGrad no_grad;
       enqueue_.push_back(concat_rows(rows).value());
     }
@@ -249,7 +244,7 @@ void Siamese::commit() {
   loss_scale_.update(finite_);
   // 0 behind a step without a finite gradient: the next one is in vain and takes place later, its losses count then.
   fill(counts_, 0);
-  ema(w_one_, counts_, zero_, finite_);
+  ema(weights_.span(0, {1}), counts_, zero_, finite_);
 }
 
 std::vector<std::pair<std::string, Tensor>> Siamese::state() const {

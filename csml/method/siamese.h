@@ -110,7 +110,8 @@ class Siamese final : public Method {
   void load_permutation(int number, const std::vector<int32_t>& permutation);
   void load_draw(const StepDraw& draw);
   void load_corner(size_t level, std::array<int32_t, 2> corner);
-  const Tensor& weights_of(Plan::Weights weights) const;
+  /// [P] of its keys.
+  Tensor weights_of(const Plan::Term& term) const;
 
   Device& device_;
   Config config_;
@@ -132,7 +133,7 @@ class Siamese final : public Method {
   Tensor own_, ids_;                         // i32 [B], [M] of an in-batch bank
   std::unique_ptr<Optimizer> optimizer_;
   LossScale loss_scale_;
-  Tensor box_, w_one_, w_own_, w_pair_, w_mixed_;
+  Tensor box_, weights_;  // f32 [Plan::kWeights]: 1, w0, w1, lambda, 1 - lambda of the step
   Tensor learning_rate_, momentum_, statistics_momentum_, finite_;
   StepDraw draw_;
 

@@ -143,26 +143,16 @@ Var Siamese::gather_keys(const Var& rows) {
 
 // ---- the loss -------------------------------------------------------------------------------------------------------
 
-const Tensor& Siamese::weights_of(Plan::Weights weights) const {
-  switch (weights) {
-    case Plan::Weights::own:
-      return w_own_;
-    case Plan::Weights::pair:
-      return w_pair_;
-    case Plan::Weights::mixed:
-      return w_mixed_;
-    case Plan::Weights::one:
-      break;
-  }
-  return w_one_;
+Tensor Siamese::weights_of(const Plan::Term& term) const {
+  return weights_.span(static_cast<int64_t>(term.weight), {static_cast<int64_t>(term.keys.size())});
 }
 
 std::vector<int> Siamese::bank_slots(int direction) const {
   const bool partners = config_.method.partner_negatives;
+  const Plan::Names n = plan_.named(base_.negatives == Base::Negatives::anchors_and_keys ? 0 : direction);
   if (base_.negatives == Base::Negatives::anchors_and_keys)
-    return partners ? std::vector{Plan::kQ, Plan::kK, Plan::kP, Plan::kKp} : std::vector{Plan::kQ, Plan::kK};
-  const std::vector<int> keys = direction == 0 ? std::vector{Plan::kK, Plan::kKp} : std::vector{Plan::kQ, Plan::kP};
-  return partners ? keys : std::vector{keys[0]};
+    return partners ? std::vector{n.q, n.k, n.p, n.kp} : std::vector{n.q, n.k};
+  return partners ? std::vector{n.k, n.kp} : std::vector{n.k};
 }
 
 Var Siamese::bank(const Level& level, size_t level_index, int direction) {
@@ -194,7 +184,7 @@ Var Siamese::term_loss(const Level& level, size_t level_index, const Plan::Term&
   LossInput in{.config = config_,
                .anchor = {},
                .positives = {},
-               .weights = weights_of(term.weights),
+               .weights = weights_of(term),
                .bank = bank(level, level_index, term.direction),
                .own = in_batch ? own_ : Tensor(),
                .ids = in_batch ? ids_ : Tensor(),

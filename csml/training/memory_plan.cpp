@@ -14,8 +14,7 @@ namespace {
 constexpr double kMiB = 1048576;
 
 int64_t queue_count(const Config& config) {
-  return base_of(config.method).negatives == Base::Negatives::queue ? static_cast<int64_t>(levels_of(config).size())
-                                                                    : 0;
+  return base_of(config.method).queue ? static_cast<int64_t>(levels_of(config).size()) : 0;
 }
 
 /// In units of a full view: what passes the trained encoder.

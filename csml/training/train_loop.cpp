@@ -292,7 +292,7 @@ void Run::end_line() {
   line["data_wait"] = std::exchange(interval_wait_, 0) / std::max(1e-9, elapsed);
   line["memory_bytes"] = device_.stats().reserved;
   line["skipped_steps"] = line.value("skipped_steps", int64_t{0}) + state_.skipped;
-  if (base_of(config_.method).negatives == Base::Negatives::queue) {
+  if (base_of(config_.method).queue) {
     const double each = static_cast<double>(config_.train.batch_size) * config_.method.directions;
     const double pushed = static_cast<double>(about.at.step) * each, rows = static_cast<double>(config_.method.queue);
     line["queue_fill"] = std::min(1.0, pushed / rows);
